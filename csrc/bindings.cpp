@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: MIT
+// Conversion between Python and the native core, nothing else: columns to structs, the GIL, signals, errors. Tensors
+// never come here; addresses and file descriptors do, as integers (pysoup/ops.py and pysoup/average.py know what they
+// are).
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "cpu/dispatch.h"
+#include "cpu/probe.h"
+#include "errors.h"
+#include "io/plan.h"
+
+namespace py = pybind11;
+
+namespace soup {
+namespace {
+
+// A one-dimensional contiguous column of T, kept alive by its buffer.
+template <class T>
+class Column {
+ public:
+  Column(const py::buffer& source, const char* name, py::ssize_t expected) : info_(source.request()) {
+    bool fits = info_.ndim == 1 && info_.itemsize == sizeof(T) && info_.size == expected &&
+                (info_.size == 0 || info_.strides[0] == static_cast<py::ssize_t>(sizeof(T)));
+    if (!fits) {
+      throw Error(ErrorKind::kInvalid, std::string("column '") + name + "': found " + std::to_string(info_.size) +
+                                           " items of " + std::to_string(info_.itemsize) + " bytes, expected " +
+                                           std::to_string(expected) + " of " + std::to_string(sizeof(T)));
+    }
+  }
+  const T& operator[](std::size_t i) const { return static_cast<const T*>(info_.ptr)[i]; }
+
+ private:
+  py::buffer_info info_;
+};
+
+py::ssize_t length(const py::buffer& column) { return column.request().size; }
+
+// Columns have one row a segment (S) or one a source and segment, source-major (K x S). A source whose fd is -2 takes no
+// part in that segment. Checked here: codes, counts and accumulators; the addresses themselves are the caller's word.
+std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, const py::buffer& dst_fd,
+                                const py::buffer& dst_dtype, const py::buffer& accumulator, const py::buffer& divisor,
+                                const py::buffer& src_at, const py::buffer& src_fd, const py::buffer& src_dtype,
+                                const py::buffer& weights) {
+  py::ssize_t segments = length(n);
+  py::ssize_t cells = length(src_at);
+  py::ssize_t sources = segments == 0 ? 0 : cells / segments;
+  Column<std::uint64_t> n_(n, "n", segments), dst_at_(dst_at, "dst_at", segments);
+  Column<std::int32_t> dst_fd_(dst_fd, "dst_fd", segments), src_fd_(src_fd, "src_fd", sources * segments);
+  Column<std::uint8_t> dst_dtype_(dst_dtype, "dst_dtype", segments), accumulator_(accumulator, "accumulator", segments);
+  Column<double> divisor_(divisor, "divisor", segments), weights_(weights, "weights", sources * segments);
+  Column<std::uint64_t> src_at_(src_at, "src_at", sources * segments);
+  Column<std::uint8_t> src_dtype_(src_dtype, "src_dtype", sources * segments);
+
+  auto plan = std::make_shared<Plan>();
+  plan->segments.reserve(static_cast<std::size_t>(segments));
+  plan->sources.reserve(static_cast<std::size_t>(cells));
+  for (std::size_t s = 0; s < static_cast<std::size_t>(segments); ++s) {
+    Segment segment{n_[s], plan->sources.size(), 0, {dst_at_[s], dst_fd_[s], dst_dtype_[s]}, divisor_[s], accumulator_[s]};
+    bool raw = segment.dst.dtype == kRaw;
+    bool valid = raw || (segment.dst.dtype < kFloatTypes && segment.accumulator <= kAccF64 &&
+                         (segment.dst.dtype != kF64 || segment.accumulator == kAccF64));
+    for (std::size_t k = 0; k < static_cast<std::size_t>(sources); ++k) {
+      std::size_t cell = k * static_cast<std::size_t>(segments) + s;
+      if (src_fd_[cell] == -2) continue;
+      Place place{src_at_[cell], src_fd_[cell], src_dtype_[cell]};
+      valid &= raw ? place.dtype == kRaw : place.dtype < kFloatTypes;
+      valid &= place.dtype != kF64 || segment.accumulator == kAccF64;
+      plan->sources.push_back(place);
+      plan->weights.push_back(weights_[cell]);
+      plan->weights_f32.push_back(static_cast<float>(weights_[cell]));
+      ++segment.count;
+    }
+    valid &= segment.count >= 1 && (!raw || segment.count == 1);
+    if (!valid) throw Error(ErrorKind::kInvalid, "segment " + std::to_string(s) + ": dtypes or counts do not fit");
+    plan->segments.push_back(segment);
+  }
+  return plan;
+}
+
+// Runs the plan without the GIL. About every 50 ms it comes back for signals (Ctrl-C) and calls progress(bytes).
+void run(const std::shared_ptr<Plan>& plan, const std::string& isa, int threads, std::size_t buffer_bytes,
+         const py::object& progress) {
+  const KernelTable& kernels = kernels_for(isa);
+  RunOptions options{threads, buffer_bytes};
+  std::unique_ptr<py::error_already_set> raised;
+  Tick tick = [&](std::uint64_t done) {
+    py::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+      if (!progress.is_none()) progress(done);
+      return true;
+    } catch (py::error_already_set& error) {
+      if (!raised) raised = std::make_unique<py::error_already_set>(error);
+      return false;
+    }
+  };
+  {
+    py::gil_scoped_release release;
+    run_plan(*plan, kernels, options, tick);
+  }
+  if (raised) {
+    py::error_already_set error = *raised;
+    raised.reset();
+    throw error;
+  }
+}
+
+double probe(const std::vector<std::uint64_t>& sources, std::uint64_t dst, std::size_t bytes, int threads) {
+  std::vector<const void*> pointers;
+  for (std::uint64_t source : sources) pointers.push_back(reinterpret_cast<const void*>(source));
+  py::gil_scoped_release release;
+  return probe_streams(pointers, reinterpret_cast<void*>(dst), bytes, threads);
+}
+
+py::dict bandwidth(std::size_t bytes, int threads) {
+  Bandwidth measured{};
+  {
+    py::gil_scoped_release release;
+    measured = measure_bandwidth(bytes, threads);
+  }
+  py::dict result;
+  result["read"] = measured.read;
+  result["mix"] = measured.mix;
+  return result;
+}
+
+// Asks for huge pages for the whole pages inside a fresh allocation; a refusal costs nothing but speed.
+void advise_huge_pages(std::uint64_t address, std::uint64_t bytes) {
+#if defined(__linux__)
+  constexpr std::uint64_t kPage = 4096;
+  std::uint64_t begin = (address + kPage - 1) / kPage * kPage;
+  std::uint64_t end = (address + bytes) / kPage * kPage;
+  if (end > begin) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)address, (void)bytes;
+#endif
+}
+
+const char* kind_name(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kIsa:
+      return "isa";
+    case ErrorKind::kRead:
+      return "read";
+    case ErrorKind::kShortRead:
+      return "short_read";
+    case ErrorKind::kWrite:
+      return "write";
+    case ErrorKind::kMemory:
+      return "memory";
+    default:
+      return "invalid";
+  }
+}
+
+}  // namespace
+}  // namespace soup
+
+PYBIND11_MODULE(_C, m) {
+  using namespace soup;
+  m.doc() = "Native core of pysoup; use it through pysoup.ops and pysoup.average.";
+  m.attr("compiler") = SOUP_COMPILER;
+  m.attr("build_type") = SOUP_BUILD_TYPE;
+
+  // args: (message, kind, fd, offset, errno)
+  static py::exception<Error> native_error(m, "NativeError");
+  py::register_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Error& e) {
+      py::tuple args = py::make_tuple(e.what(), kind_name(e.kind), e.fd, e.offset, e.code);
+      PyErr_SetObject(native_error.ptr(), args.ptr());
+    }
+  });
+
+  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+      .def(py::init(&make_plan), py::arg("n"), py::arg("dst_at"), py::arg("dst_fd"), py::arg("dst_dtype"),
+           py::arg("accumulator"), py::arg("divisor"), py::arg("src_at"), py::arg("src_fd"), py::arg("src_dtype"),
+           py::arg("weights"))
+      .def_property_readonly("bytes", &plan_bytes)
+      .def_property_readonly("minimum_buffer", &plan_minimum_buffer)
+      .def("run", &run, py::arg("isa"), py::arg("threads"), py::arg("buffer_bytes") = 0,
+           py::arg("progress") = py::none());
+  m.def("available_isas", &available_isas);
+  m.def("check_isa", [](const std::string& isa) { return std::string(kernels_for(isa).name); });
+  m.def("probe_streams", &probe, py::arg("sources"), py::arg("dst"), py::arg("nbytes"), py::arg("threads"));
+  m.def("measure_bandwidth", &bandwidth, py::arg("nbytes"), py::arg("threads"));
+  m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("nbytes"));
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+// The kernels compiled for avx2. Flags are in CMakeLists.txt; no std:: header may be included here.
+#include <immintrin.h>
+
+#include "../kernels.h"
+#include "../scalar.h"
+#include "tables.h"
+
+namespace soup {
+namespace {
+
+// clang-format off: the order matters
+#include "element.h"
+#include "vec_x86.h"
+
+#include "vec_avx2.h"
+#include "kernels_impl.h"
+// clang-format on
+
+}  // namespace
+
+const KernelTable kAvx2Kernels = {"avx2", weighted_sum};
+
+}  // namespace soup
