@@ -1,0 +1,66 @@
+"""Model soups: average the weights of fine-tuned models, exactly, in bounded memory, at the speed of memory and disk.
+
+Wortsman et al., "Model soups", ICML 2022 (arXiv 2203.05482). Names are loaded at first use, so importing pysoup costs
+nothing and needs no torch; the functions that work on live models do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .average import AverageReport as AverageReport
+    from .average import average_checkpoints as average_checkpoints
+    from .state_dicts import average_state_dicts as average_state_dicts
+    from .averager import Averager as Averager
+    from .checkpoint import Checkpoint as Checkpoint
+    from .checkpoint import open_checkpoint as open_checkpoint
+    from .errors import BackendError as BackendError
+    from .errors import CheckpointError as CheckpointError
+    from .errors import IncompatibleError as IncompatibleError
+    from .errors import OutputError as OutputError
+    from .errors import SoupError as SoupError
+    from .errors import WeightsError as WeightsError
+    from .evaluate import HeldOut as HeldOut
+    from .evaluate import Metric as Metric
+    from .evaluate import recalibrate_batchnorm as recalibrate_batchnorm
+    from .soups import Soup as Soup
+    from .soups import greedy_soup as greedy_soup
+    from .soups import uniform_soup as uniform_soup
+
+_HOME = {
+    "AverageReport": "average",
+    "Averager": "averager",
+    "BackendError": "errors",
+    "Checkpoint": "checkpoint",
+    "CheckpointError": "errors",
+    "HeldOut": "evaluate",
+    "IncompatibleError": "errors",
+    "Metric": "evaluate",
+    "OutputError": "errors",
+    "Soup": "soups",
+    "SoupError": "errors",
+    "WeightsError": "errors",
+    "average_checkpoints": "average",
+    "average_state_dicts": "state_dicts",
+    "greedy_soup": "soups",
+    "open_checkpoint": "checkpoint",
+    "recalibrate_batchnorm": "evaluate",
+    "uniform_soup": "soups",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'pysoup' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{home}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

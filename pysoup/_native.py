@@ -1,0 +1,124 @@
+"""The only importer of the native module: what it can do, which ISA it runs, and its errors as pysoup's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+from .errors import BackendError
+
+_forced_isa: str | None = None
+
+
+def load() -> ModuleType:
+    """The native module. A missing or broken build is one clear :class:`BackendError` at the first call."""
+    try:
+        from . import _C
+    except ImportError as error:
+        raise BackendError(f"the native module is not built for this Python: {error}", expected="pip install .") from None
+    return _C
+
+
+def active_isa() -> str:
+    """The ISA that kernels run: the one forced by :func:`force_isa` or ``PYSOUP_ISA``, else the best one here.
+
+    Raises :class:`BackendError` for an unknown or absent name: a typo must not become a fallback nobody asked for.
+    """
+    asked = _forced_isa or os.environ.get("PYSOUP_ISA") or "auto"
+    native = load()
+    try:
+        return str(native.check_isa(asked))
+    except native.NativeError as error:
+        where = "" if _forced_isa else "PYSOUP_ISA: "
+        raise BackendError(where + str(error.args[0])) from None
+
+
+@contextmanager
+def force_isa(name: str) -> Iterator[None]:
+    """Runs the body with one ISA, whatever the environment says. For tests and comparisons; not thread-safe."""
+    global _forced_isa
+    before, _forced_isa = _forced_isa, name
+    try:
+        active_isa()
+        yield
+    finally:
+        _forced_isa = before
+
+
+def default_threads() -> int:
+    """Threads to use: the processors this process may run on, or fewer where a cgroup quota allows fewer."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(count, _cgroup_quota() or count))
+
+
+def _cgroup_quota() -> int | None:
+    """Processors granted by the cgroup (v2, then v1), rounded up, or None where there is no quota."""
+    for path, period_path in (
+        ("/sys/fs/cgroup/cpu.max", None),
+        ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+    ):
+        try:
+            fields = open(path).read().split()
+            if period_path is not None:
+                fields += open(period_path).read().split()
+            quota, period = int(fields[0]), int(fields[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        if quota > 0 and period > 0:
+            return max(1, -(-quota // period))
+    return None
+
+
+def threads_or_default(threads: int | None) -> int:
+    """``threads`` checked, or :func:`default_threads` for None."""
+    if threads is None:
+        return default_threads()
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 4096:
+        raise BackendError("wrong number of threads", found=threads, expected="1 to 4096")
+    return threads
+
+
+def run(plan: Any, *, threads: int, buffer_bytes: int = 0, progress: Callable[[int], object] | None = None) -> None:
+    """Runs a native plan on the active ISA; ``progress`` gets the bytes moved so far, about 20 times a second.
+
+    Raises the native module's ``NativeError`` for failed reads and writes (the caller knows which file it was) and
+    :class:`BackendError` for everything else.
+    """
+    native = load()
+    try:
+        plan.run(active_isa(), threads, buffer_bytes, progress)
+    except native.NativeError as error:
+        if error.args[1] in ("read", "short_read", "write"):
+            raise
+        raise BackendError(str(error.args[0])) from None
+
+
+def capabilities() -> dict[str, Any]:
+    """What the build and this machine offer; the source of ``pysoup doctor``."""
+    from . import __version__
+
+    native = load()
+    return {
+        "version": __version__,
+        "compiler": native.compiler,
+        "build_type": native.build_type,
+        "isa": active_isa(),
+        "isas": list(native.available_isas()),
+        "cuda": False,
+        "cuda_devices": 0,
+        "threads": default_threads(),
+        "byteorder": sys.byteorder,
+    }
+
+
+def measure_bandwidth(nbytes: int = 64 << 20, threads: int | None = None) -> dict[str, float]:
+    """Memory bandwidth in bytes per second, best of five: ``read`` (one stream), ``mix`` (eight read, one written).
+
+    ``nbytes`` is the size of one of nine buffers; nothing but plain loads and stores is timed.
+    """
+    measured = load().measure_bandwidth(nbytes, threads_or_default(threads))
+    return {"read": measured["read"], "mix": measured["mix"]}

@@ -1,0 +1,68 @@
+"""Mixing weights: what the caller gave, checked and turned into the factors and the divisor that the kernels apply.
+
+Two laws (see ``csrc/kernels.h`` for the arithmetic):
+
+* equal weights: every factor is 1 and the divisor is K, so the sum is a plain sum with one division at the end, the same
+  bits as a running sum (Wortsman et al. 2022, section 2: the soup is the mean);
+* unequal weights: factors ``w / sum(w)`` in f64, divisor 1. With ``normalize=False`` the factors are the weights as given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import WeightsError
+
+
+@dataclass(frozen=True)
+class Mix:
+    """``factors[i]`` belongs to ingredient ``members[i]``; ingredients of weight 0 are no members and are not read."""
+
+    members: tuple[int, ...]
+    factors: tuple[float, ...]
+    divisor: float
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each member contributes, for reports: the factors over the divisor."""
+        return tuple(f / self.divisor for f in self.factors)
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...] | None:
+    """The weights as floats, or None for equal ones. Raises :class:`WeightsError`."""
+    if weights is None:
+        return None
+    try:
+        values = tuple(float(w) for w in weights)
+    except (TypeError, ValueError):
+        raise WeightsError("weights must be numbers", found=weights) from None
+    if len(values) != count:
+        raise WeightsError("wrong number of weights", found=len(values), expected=f"{count}, one for each input")
+    for i, w in enumerate(values):
+        if not math.isfinite(w):
+            raise WeightsError(f"weight {i + 1} is not finite", found=w)
+    if not any(values):
+        raise WeightsError("all weights are zero")
+    return values
+
+
+def mix(weights: tuple[float, ...] | None, present: Sequence[int], *, normalize: bool = True) -> Mix:
+    """The law for the ingredients in ``present`` (indices into the weights, ascending).
+
+    ``weights`` has passed :func:`check_weights`. Raises :class:`WeightsError` where normalising would divide by zero.
+    """
+    if weights is None:
+        members = tuple(present)
+        return Mix(members, (1.0,) * len(members), float(len(members)))
+    members = tuple(i for i in present if weights[i] != 0)
+    chosen = [weights[i] for i in members]
+    if not normalize:
+        return Mix(members, tuple(chosen), 1.0)
+    total = math.fsum(chosen)
+    if total == 0 or not math.isfinite(total):
+        raise WeightsError("weights cannot be normalised", found=f"sum {total:g}", expected="a finite sum other than 0")
+    if all(w == chosen[0] for w in chosen):
+        return Mix(members, (1.0,) * len(members), float(len(members)))
+    return Mix(members, tuple(w / total for w in chosen), 1.0)
