@@ -65,7 +65,7 @@ std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, c
   plan->segments.reserve(static_cast<std::size_t>(segments));
   plan->sources.reserve(static_cast<std::size_t>(cells));
   for (std::size_t s = 0; s < static_cast<std::size_t>(segments); ++s) {
-    Segment segment{n_[s], plan->sources.size(), 0, {dst_at_[s], dst_fd_[s], dst_dtype_[s]}, divisor_[s], accumulator_[s]};
+    Segment segment{n_[s], 0, 0, {dst_at_[s], dst_fd_[s], dst_dtype_[s]}, divisor_[s], accumulator_[s]};
     bool raw = segment.dst.dtype == kRaw;
     bool valid = raw || (segment.dst.dtype < kFloatTypes && segment.accumulator <= kAccF64 &&
                          (segment.dst.dtype != kF64 || segment.accumulator == kAccF64));
@@ -82,7 +82,7 @@ std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, c
     }
     valid &= segment.count >= 1 && (!raw || segment.count == 1);
     if (!valid) throw Error(ErrorKind::kInvalid, "segment " + std::to_string(s) + ": dtypes or counts do not fit");
-    plan->segments.push_back(segment);
+    append_segment(*plan, segment);
   }
   return plan;
 }
@@ -189,6 +189,8 @@ PYBIND11_MODULE(_C, m) {
            py::arg("weights"))
       .def_property_readonly("bytes", &plan_bytes)
       .def_property_readonly("minimum_buffer", &plan_minimum_buffer)
+      .def("find_overlap", &find_overlap)
+      .def_property_readonly("segments", [](const Plan& plan) { return plan.segments.size(); })
       .def("run", &run, py::arg("isa"), py::arg("threads"), py::arg("buffer_bytes") = 0,
            py::arg("progress") = py::none());
   m.def("available_isas", &available_isas);

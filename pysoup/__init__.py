@@ -14,7 +14,6 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .average import AverageReport as AverageReport
     from .average import average_checkpoints as average_checkpoints
-    from .state_dicts import average_state_dicts as average_state_dicts
     from .averager import Averager as Averager
     from .checkpoint import Checkpoint as Checkpoint
     from .checkpoint import open_checkpoint as open_checkpoint
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from .soups import Soup as Soup
     from .soups import greedy_soup as greedy_soup
     from .soups import uniform_soup as uniform_soup
+    from .state_dicts import average_state_dicts as average_state_dicts
 
 _HOME = {
     "AverageReport": "average",
@@ -52,7 +52,7 @@ _HOME = {
     "uniform_soup": "soups",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 (the keys are strings)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from .errors import BackendError
 
-_forced_isa: str | None = None
+_forced_isa: ContextVar[str | None] = ContextVar("forced_isa", default=None)
 
 
 def load() -> ModuleType:
     """The native module. A missing or broken build is one clear :class:`BackendError` at the first call."""
     try:
-        from . import _C
+        return importlib.import_module("._C", __package__)
     except ImportError as error:
-        raise BackendError(f"the native module is not built for this Python: {error}", expected="pip install .") from None
-    return _C
+        raise BackendError(
+            f"the native module is not built for this Python: {error}", expected="pip install ."
+        ) from None
 
 
 def active_isa() -> str:
@@ -28,25 +32,25 @@ def active_isa() -> str:
 
     Raises :class:`BackendError` for an unknown or absent name: a typo must not become a fallback nobody asked for.
     """
-    asked = _forced_isa or os.environ.get("PYSOUP_ISA") or "auto"
+    forced = _forced_isa.get()
+    asked = forced or os.environ.get("PYSOUP_ISA") or "auto"
     native = load()
     try:
         return str(native.check_isa(asked))
     except native.NativeError as error:
-        where = "" if _forced_isa else "PYSOUP_ISA: "
+        where = "" if forced else "PYSOUP_ISA: "
         raise BackendError(where + str(error.args[0])) from None
 
 
 @contextmanager
 def force_isa(name: str) -> Iterator[None]:
-    """Runs the body with one ISA, whatever the environment says. For tests and comparisons; not thread-safe."""
-    global _forced_isa
-    before, _forced_isa = _forced_isa, name
+    """Runs the body with one ISA, whatever the environment says. For tests and comparisons."""
+    token = _forced_isa.set(name)
     try:
         active_isa()
         yield
     finally:
-        _forced_isa = before
+        _forced_isa.reset(token)
 
 
 def default_threads() -> int:
@@ -62,9 +66,9 @@ def _cgroup_quota() -> int | None:
         ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
     ):
         try:
-            fields = open(path).read().split()
+            fields = Path(path).read_text().split()
             if period_path is not None:
-                fields += open(period_path).read().split()
+                fields += Path(period_path).read_text().split()
             quota, period = int(fields[0]), int(fields[1])
         except (OSError, ValueError, IndexError):
             continue

@@ -1,4 +1,4 @@
-"""The element types pysoup knows: their names in safetensors, in torch and in numpy, and their code in the native core."""
+"""The element types pysoup knows: their names in safetensors, torch and numpy, and their code in the native core."""
 
 from __future__ import annotations
 

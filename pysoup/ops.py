@@ -119,9 +119,9 @@ def fresh_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return _on_huge_pages(torch.empty_like(tensor, dtype=dtype, requires_grad=False))
 
 
-def flat_buffer(elements: int, dtype: torch.dtype) -> Tensor:
-    """A one-dimensional uninitialised CPU buffer, for accumulators."""
-    return _on_huge_pages(torch.empty(elements, dtype=dtype))
+def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised contiguous CPU tensor, on huge pages where it is large."""
+    return _on_huge_pages(torch.empty(tuple(shape), dtype=dtype))
 
 
 def _on_huge_pages(fresh: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ __all__ = [
     "bump_versions",
     "describe",
     "dtype_of",
-    "flat_buffer",
+    "fresh",
     "fresh_like",
     "plain_cpu",
     "refuse_overlap",

@@ -108,7 +108,7 @@ def _narrow(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _round_f8(rounded: Tensor, dtype: torch.dtype) -> Tensor:
-    """Already rounded values as f8: e4m3 saturates at 448, e5m2 becomes infinite above 57344 (torch versions differ)."""
+    """Rounded values as f8: e4m3 saturates at 448, e5m2 becomes infinite above 57344 (torch versions differ)."""
     if dtype == torch.float8_e4m3fn:
         rounded = rounded.clamp(-448.0, 448.0)
     else:

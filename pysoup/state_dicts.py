@@ -33,9 +33,9 @@ def average_state_dicts(
     """The average of K state dicts, every element rounded once.
 
     ``state_dicts`` map equal names to tensors (or numpy arrays, or a mix) of equal shapes, on one device. ``weights``
-    are K numbers, normalised to sum 1 unless ``normalize=False``; negative ones are allowed, and an ingredient of weight
-    0 is not read. ``dtype`` is the floating-point type of the result, required where the inputs' types differ; the sum
-    is kept in f32 if all inputs and the result have 16 bits or fewer, in f64 otherwise. Complex tensors keep their type.
+    are K numbers, normalised to sum 1 unless ``normalize=False``; negative ones are allowed, and an ingredient of
+    weight 0 is not read. ``dtype`` is the floating-point type of the result, required where the inputs' types differ; the sum
+    is kept in f32 if all inputs and the result have 16 bits or fewer, in f64 otherwise. Complex ones keep their type.
 
     ``out`` (a state dict or a module) is written in place and may be one of the inputs. Otherwise the result is new: an
     ``OrderedDict`` (with its ``_metadata``) where the first input is one, tied where every input is tied.
@@ -52,7 +52,7 @@ def average_state_dicts(
     check_policy(integers)
     chosen = mix(check_weights(weights, len(given)), range(len(given)), normalize=normalize)
     names = list(given[0])
-    labels = [f"state_dicts[{k}]" for k in range(len(given))]
+    labels = labels_of(len(given))
     table = [column(sd, names, label, labels[0]) for sd, label in zip(given, labels, strict=True)]
     targets = None if out is None else column(module_state(out), names, "out", labels[0])
     plain = check_table(names, table, labels, targets, dtype)
@@ -61,7 +61,9 @@ def average_state_dicts(
     outputs = _outputs(names, sources, targets, None if dtype is None else parse_float(dtype), plain)
     tied = {} if targets is not None else _ties(table)
     kept = [labels[k] for k in chosen.members]
-    finish = _sum_floats(names, sources, outputs, chosen.factors, chosen.divisor, tied, plain, out is not None, threads, progress)
+    finish = _sum_floats(
+        names, sources, outputs, chosen.factors, chosen.divisor, tied, plain, out is not None, threads, progress
+    )
     for i, tensor in enumerate(table[0]):
         if i in tied:
             outputs[i] = outputs[tied[i]]
@@ -75,9 +77,11 @@ def average_state_dicts(
 def module_state(source: StateDict | torch.nn.Module) -> StateDict:
     """The mapping itself, or the state dict of a module; its tensors share the module's memory."""
     if isinstance(source, torch.nn.Module):
-        return source.state_dict()  # type: ignore[no-any-return]
+        return source.state_dict()
     if not isinstance(source, Mapping):
-        raise IncompatibleError("not a state dict", found=type(source).__name__, expected="a mapping of names to tensors")
+        raise IncompatibleError(
+            "not a state dict", found=type(source).__name__, expected="a mapping of names to tensors"
+        )
     return source
 
 
@@ -86,7 +90,9 @@ def column(state_dict: StateDict, names: Sequence[str], label: str, first: str) 
     if len(state_dict) != len(names) or not all(map(state_dict.__contains__, names)):
         lacks = [n for n in names if n not in state_dict]
         extra = [n for n in state_dict if n not in set(names)]
-        parts = [f"{word} {_some(which)}" for word, which in (("lacks", lacks), ("has in addition", extra)) if which]
+        parts = [
+            f"{word} {some_names(which)}" for word, which in (("lacks", lacks), ("has in addition", extra)) if which
+        ]
         raise IncompatibleError("names differ", file=label, found="; ".join(parts), expected=f"the names of {first}")
     tensors = [state_dict[n] for n in names]
     if all(isinstance(t, Tensor) for t in tensors):
@@ -94,7 +100,13 @@ def column(state_dict: StateDict, names: Sequence[str], label: str, first: str) 
     return [t if isinstance(t, Tensor) else _from_array(t, n, label) for t, n in zip(tensors, names, strict=True)]
 
 
-def _some(names: Sequence[str], shown: int = 4) -> str:
+def labels_of(count: int) -> list[str]:
+    """What the inputs are called in errors."""
+    return [f"state_dicts[{k}]" for k in range(count)]
+
+
+def some_names(names: Sequence[str], shown: int = 4) -> str:
+    """The first few names, and how many more there are."""
     rest = f" and {len(names) - shown} more" if len(names) > shown else ""
     return ", ".join(repr(n) for n in names[:shown]) + rest
 
@@ -112,7 +124,9 @@ def _from_array(value: Any, name: str, label: str) -> Tensor:
                 return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
             return torch.from_numpy(array if min(array.strides, default=0) >= 0 else array.copy())
     except (TypeError, ValueError) as error:
-        raise IncompatibleError("array is not supported", file=label, tensor=name, found=str(error).split(".")[0]) from None
+        raise IncompatibleError(
+            "array is not supported", file=label, tensor=name, found=str(error).split(".")[0]
+        ) from None
 
 
 def is_inexact(tensor: Tensor) -> bool:
@@ -133,9 +147,9 @@ def check_table(
     """
     columns = [*table, targets] if targets is not None else list(table)
     described = [ops.describe(tensors) for tensors in columns if all(isinstance(t, Tensor) for t in tensors)]
-    if len(described) == len(columns) and all(d == described[0] for d in described):
-        if all(ops.plain_cpu(tensors) for tensors in columns) and _all_supported(described[0][0], names):
-            return not any(t.is_neg() for tensors in columns for t in tensors)
+    alike = len(described) == len(columns) and all(d == described[0] for d in described)
+    if alike and set(described[0][0]) <= ops.SUPPORTED and all(ops.plain_cpu(tensors) for tensors in columns):
+        return not any(t.is_neg() for tensors in columns for t in tensors)
     where = [*labels, "out"]
     for k, tensors in enumerate(columns):
         for name, tensor, first in zip(names, tensors, columns[0], strict=True):
@@ -146,25 +160,33 @@ def check_table(
             if found != expected and not (free and found.kind == expected.kind == "float"):
                 hint = "; pass dtype= to choose the result's" if found.kind == expected.kind == "float" else ""
                 raise IncompatibleError(
-                    "dtypes differ", file=where[k], tensor=name, found=found, expected=f"{expected} as in {where[0]}{hint}"
+                    "dtypes differ",
+                    file=where[k],
+                    tensor=name,
+                    found=found,
+                    expected=f"{expected} as in {where[0]}{hint}",
                 )
     if targets is not None and dtype is not None:
         _check_out_dtype(names, targets, parse_float(dtype))
     return False
 
 
-def _all_supported(dtypes: Iterable[torch.dtype], names: Sequence[str]) -> bool:
-    return all(d in ops.SUPPORTED for d in set(dtypes))
-
-
 def _check_pair(name: str, tensor: Tensor, first: Tensor, label: str, first_label: str) -> None:
     if tensor.shape != first.shape:
         raise IncompatibleError(
-            "shape differs", file=label, tensor=name, found=list(tensor.shape), expected=f"{list(first.shape)} as in {first_label}"
+            "shape differs",
+            file=label,
+            tensor=name,
+            found=list(tensor.shape),
+            expected=f"{list(first.shape)} as in {first_label}",
         )
     if tensor.device != first.device:
         raise IncompatibleError(
-            "device differs", file=label, tensor=name, found=tensor.device, expected=f"{first.device} as in {first_label}"
+            "device differs",
+            file=label,
+            tensor=name,
+            found=tensor.device,
+            expected=f"{first.device} as in {first_label}",
         )
 
 
@@ -201,7 +223,9 @@ def _ties(table: Sequence[Sequence[Tensor]]) -> dict[int, int]:
     for i, tensor in enumerate(table[0]):
         if tensor.numel() == 0:
             continue
-        key = tuple((row[i], tensors[i].shape, tensors[i].stride()) for row, tensors in zip(pointers, table, strict=True))
+        key = tuple(
+            (row[i], tensors[i].shape, tensors[i].stride()) for row, tensors in zip(pointers, table, strict=True)
+        )
         if key in first:
             tied[i] = first[key]
         else:
@@ -221,8 +245,8 @@ def _sum_floats(
     threads: int | None,
     progress: Callable[[int], object] | None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """One native call for all that is averaged. Returns (target, value) pairs that are still to be copied: targets whose
-    memory order is not that of their sources."""
+    """One native call for all that is averaged. Returns (target, value) pairs that are still to be copied: targets
+    whose memory order is not that of their sources."""
     if plain and not tied and all(map(Tensor.is_floating_point, sources[0])):
         ops.weighted_sum(
             sources, factors, outputs, divisor, names=names, check_overlap=in_place, threads=threads, progress=progress

@@ -2,9 +2,9 @@
 
 Two laws (see ``csrc/kernels.h`` for the arithmetic):
 
-* equal weights: every factor is 1 and the divisor is K, so the sum is a plain sum with one division at the end, the same
-  bits as a running sum (Wortsman et al. 2022, section 2: the soup is the mean);
-* unequal weights: factors ``w / sum(w)`` in f64, divisor 1. With ``normalize=False`` the factors are the weights as given.
+* equal weights: every factor is 1 and the divisor is K, so the sum is a plain sum with one division at the end, the
+  same bits as a running sum (Wortsman et al. 2022, section 2: the soup is the mean);
+* unequal weights: factors ``w / sum(w)`` in f64, divisor 1; with ``normalize=False`` the weights as given.
 """
 
 from __future__ import annotations

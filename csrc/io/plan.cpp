@@ -52,6 +52,21 @@ SegmentCost cost_of(const Plan& plan, const Segment& segment) {
   return cost;
 }
 
+bool continues(const Place& before, std::uint64_t n, const Place& after) {
+  return before.fd == after.fd && before.dtype == after.dtype && before.at + n * item_size(before.dtype) == after.at;
+}
+
+bool continues(const Plan& plan, const Segment& before, const Segment& after) {
+  bool same = before.count == after.count && before.divisor == after.divisor &&
+              before.accumulator == after.accumulator && continues(before.dst, before.n, after.dst);
+  for (std::size_t k = 0; same && k < before.count; ++k) {
+    std::size_t a = before.first_source + k;
+    std::size_t b = after.first_source + k;
+    same = plan.weights[a] == plan.weights[b] && continues(plan.sources[a], before.n, plan.sources[b]);
+  }
+  return same;
+}
+
 class Run {
  public:
   Run(const Plan& plan, const KernelTable& kernels, const RunOptions& options)
@@ -221,6 +236,55 @@ class Run {
 };
 
 }  // namespace
+
+void append_segment(Plan& plan, Segment segment) {
+  segment.first_source = plan.sources.size() - segment.count;
+  if (!plan.segments.empty() && continues(plan, plan.segments.back(), segment)) {
+    plan.segments.back().n += segment.n;
+    plan.sources.resize(segment.first_source);
+    plan.weights.resize(segment.first_source);
+    plan.weights_f32.resize(segment.first_source);
+    return;
+  }
+  plan.segments.push_back(segment);
+}
+
+std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan) {
+  struct Range {
+    std::uint64_t begin, end;
+    std::size_t segment;
+  };
+  auto range_of = [](const Place& place, std::uint64_t n, std::size_t segment) {
+    return Range{place.at, place.at + n * item_size(place.dtype), segment};
+  };
+  std::vector<Range> written;
+  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
+    const Segment& segment = plan.segments[s];
+    if (segment.dst.fd < 0 && segment.n > 0) written.push_back(range_of(segment.dst, segment.n, s));
+  }
+  std::sort(written.begin(), written.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  auto pair = [](std::size_t a, std::size_t b) {
+    return std::pair<std::int64_t, std::int64_t>(static_cast<std::int64_t>(a), static_cast<std::int64_t>(b));
+  };
+  for (std::size_t i = 1; i < written.size(); ++i) {
+    if (written[i].begin < written[i - 1].end) return pair(written[i - 1].segment, written[i].segment);
+  }
+  for (std::size_t s = 0; s < plan.segments.size(); ++s) {
+    const Segment& segment = plan.segments[s];
+    for (std::size_t k = 0; k < segment.count && segment.n > 0; ++k) {
+      const Place& source = plan.sources[segment.first_source + k];
+      if (source.fd >= 0) continue;
+      Range read = range_of(source, segment.n, s);
+      // Written ranges are disjoint and sorted by now, hence by their ends as well.
+      auto hit = std::upper_bound(written.begin(), written.end(), read.begin,
+                                  [](std::uint64_t begin, const Range& range) { return begin < range.end; });
+      if (hit == written.end() || hit->begin >= read.end) continue;
+      bool exact = hit->segment == s && hit->begin == read.begin && hit->end == read.end;
+      if (!exact) return pair(hit->segment, s);
+    }
+  }
+  return {-1, -1};
+}
 
 std::uint64_t plan_bytes(const Plan& plan) {
   std::uint64_t bytes = 0;

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "../kernels.h"
@@ -46,6 +47,14 @@ using Tick = std::function<bool(std::uint64_t)>;
 
 // Bytes that a run reads plus those that it writes.
 std::uint64_t plan_bytes(const Plan& plan);
+
+// Appends a segment whose sources are the last segment.count of plan.sources, or lets the previous segment grow where
+// the new one continues it in every source and in the destination: a checkpoint then is a few long segments.
+void append_segment(Plan& plan, Segment segment);
+
+// Two segments (the first writes what the second reads or writes) that overlap in memory other than exactly, source on
+// own destination; {-1, -1} where there are none. Indices count the segments after append_segment's merging.
+std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan);
 
 // The smallest buffer_bytes that a plan can run with.
 std::size_t plan_minimum_buffer(const Plan& plan);

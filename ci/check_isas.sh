@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The kernel tests once under each instruction set that this CPU has, forced through the environment as a user would.
+set -euo pipefail
+python=.venv/bin/python
+isas=$("$python" -c 'from pysoup import _native; print(*_native.capabilities()["isas"])')
+for isa in $isas; do
+  printf -- '--- PYSOUP_ISA=%s\n' "$isa"
+  active=$(PYSOUP_ISA=$isa "$python" -c 'from pysoup import _native; print(_native.capabilities()["isa"])')
+  [ "$active" = "$isa" ] || { printf 'PYSOUP_ISA=%s, yet %s is active\n' "$isa" "$active" >&2; exit 1; }
+  PYSOUP_ISA=$isa "$python" -m pytest -q tests/test_ops*.py
+done

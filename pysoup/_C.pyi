@@ -1,0 +1,40 @@
+"""Typed signatures of the native module (csrc/bindings.cpp). Columns are one-dimensional contiguous buffers."""
+
+from collections.abc import Buffer, Callable, Sequence
+
+compiler: str
+build_type: str
+
+class NativeError(Exception):
+    """args: (message, kind, fd, offset, errno)."""
+
+class Plan:
+    def __init__(
+        self,
+        n: Buffer,
+        dst_at: Buffer,
+        dst_fd: Buffer,
+        dst_dtype: Buffer,
+        accumulator: Buffer,
+        divisor: Buffer,
+        src_at: Buffer,
+        src_fd: Buffer,
+        src_dtype: Buffer,
+        weights: Buffer,
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def minimum_buffer(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    def find_overlap(self) -> tuple[int, int]: ...
+    def run(
+        self, isa: str, threads: int, buffer_bytes: int = 0, progress: Callable[[int], object] | None = None
+    ) -> None: ...
+
+def available_isas() -> list[str]: ...
+def check_isa(isa: str) -> str: ...
+def probe_streams(sources: Sequence[int], dst: int, nbytes: int, threads: int) -> float: ...
+def measure_bandwidth(nbytes: int, threads: int) -> dict[str, float]: ...
+def advise_huge_pages(address: int, nbytes: int) -> None: ...

@@ -1,0 +1,294 @@
+"""A running average: a prepared plan for training loops, greedy selection and anything that adds one model at a time.
+
+The sum is kept in the accumulator's type and never rounded between steps, so after equal weights the result has the
+same bits as :func:`pysoup.average_state_dicts` of the same models in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, ops
+from .bound import BoundAverage
+from .checkpoint import Checkpoint, open_checkpoint
+from .columns import ACC_F32, ACC_F64, MEMORY, Columns, SourceColumn, accumulator
+from .dtypes import F32, F64
+from .errors import IncompatibleError, SoupError, WeightsError
+from .ingredient import Ingredient, Layout, Slot
+from .integers import check_policy
+from .sizes import parse_size
+from .state_dicts import StateDict, merge_integers, module_state
+
+# The f32 sum is kept 2^-16 smaller: exact for all types of 16 bits and fewer, and a sum that would overflow f32 on the
+# way to a finite mean is not lost. See the contract in csrc/kernels.h.
+_F32_SCALE = 2.0**-16
+# f64 inputs can overflow f64 itself; for them a second sum is kept that much smaller, and used only where it matters.
+_F64_SCALE = 2.0**-64
+
+Source = torch.nn.Module | StateDict | Checkpoint | str | os.PathLike[str]
+
+
+class Averager:
+    """The average of models that arrive one at a time.
+
+    ``spec`` fixes names, shapes and the dtypes of the result: a module, a state dict, a :class:`Checkpoint` or the path
+    of one. ``integers`` is the policy for tensors without a mean (see :func:`pysoup.average_state_dicts`). Files are
+    streamed through ``memory`` bytes of buffers. Beside the sum (4 bytes a parameter where everything has 16 bits or
+    fewer, else 8) nothing is held.
+    """
+
+    def __init__(
+        self, spec: Source, *, integers: str = "auto", threads: int | None = None, memory: str | int = "8MiB"
+    ) -> None:
+        if isinstance(spec, (str, os.PathLike)):
+            spec = open_checkpoint(spec)
+        self._layout = Layout.of(spec)
+        self._integers = check_policy(integers)
+        self._threads = _native.threads_or_default(threads)
+        self._buffer_bytes = max(parse_size(memory) // self._threads, 1)
+        self._sum: dict[int, Tensor] = {}
+        self._small_sum: Tensor | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything added; the memory is kept for the next sum."""
+        self.count = 0
+        """Ingredients added so far."""
+        self.total = 0.0
+        """Sum of their weights."""
+        self._integer_values: dict[str, Tensor] = {}
+        self._accumulators: list[int] = []
+        self._offsets: list[int] = []
+
+    def add(self, source: Source, weight: float = 1.0) -> None:
+        """Adds one model. With weights other than 1 the result is the weighted sum over the sum of the weights.
+
+        Raises :class:`IncompatibleError` (names, shapes, kinds of tensor) and :class:`CheckpointError` (files).
+        An error in the middle of a pass leaves the sum undefined: the averager is reset.
+        """
+        weight = _checked(weight)
+        with Ingredient.of(source, self._layout) as ingredient:
+            if self.count == 0:
+                self._choose_accumulators(ingredient)
+                self._allocate(ingredient)
+            self._check_dtypes(ingredient)
+            integers = self._merged_integers(ingredient)
+            try:
+                self._add_floats(ingredient, weight)
+            except BaseException:
+                self.reset()
+                raise
+        self._integer_values = integers
+        self.count += 1
+        self.total += weight
+
+    def result(self, out: torch.nn.Module | StateDict | None = None) -> dict[str, Any]:
+        """The average so far, each element rounded once to the dtype of ``spec``, or of ``out`` where it is given.
+
+        ``out`` (a module or a state dict) is written in place. The sum is unchanged: more can be added.
+        """
+        if self.count == 0:
+            raise SoupError("nothing was added to the average")
+        return self._finish(None, 0.0, self._integer_values, out)
+
+    def preview(
+        self, source: Source, out: torch.nn.Module | StateDict | None = None, weight: float = 1.0
+    ) -> dict[str, Any]:
+        """What :meth:`result` would be after ``add(source, weight)``: one fused pass, the sum left as it is."""
+        weight = _checked(weight)
+        with Ingredient.of(source, self._layout) as ingredient:
+            if self.count == 0:
+                self._choose_accumulators(ingredient)
+            self._check_dtypes(ingredient)
+            return self._finish(ingredient, weight, self._merged_integers(ingredient), out)
+
+    def bind(
+        self,
+        state_dicts: Sequence[StateDict | torch.nn.Module],
+        weights: Sequence[float] | None = None,
+        *,
+        out: StateDict | torch.nn.Module | None = None,
+    ) -> BoundAverage:
+        """Inputs and output fixed once, for an average that is repeated over the same live tensors."""
+        return BoundAverage(state_dicts, weights, out=out, integers=self._integers, threads=self._threads)
+
+    def _choose_accumulators(self, ingredient: Ingredient) -> None:
+        """The first ingredient's dtypes decide each tensor's accumulator, as they would in one call over all."""
+        slots = self._layout.slots
+        self._accumulators = [accumulator([d], s.dtype) for s, d in zip(slots, ingredient.dtypes, strict=True)]
+        sizes = {ACC_F32: 0, ACC_F64: 0}
+        self._offsets = []
+        for slot, acc in zip(slots, self._accumulators, strict=True):
+            self._offsets.append(sizes[acc])
+            sizes[acc] += slot.elements
+        self._sizes = sizes
+
+    def _allocate(self, ingredient: Ingredient) -> None:
+        for acc, dtype in ((ACC_F32, torch.float32), (ACC_F64, torch.float64)):
+            if acc not in self._sum or self._sum[acc].numel() != self._sizes[acc]:
+                self._sum[acc] = ops.fresh([self._sizes[acc]], dtype)
+        wide = any(d == F64 for d in ingredient.dtypes)
+        self._small_sum = torch.zeros(self._sizes[ACC_F64], dtype=torch.float64) if wide else None
+
+    def _check_dtypes(self, ingredient: Ingredient) -> None:
+        for slot, dtype, acc in zip(self._layout.slots, ingredient.dtypes, self._accumulators, strict=True):
+            late = dtype == F64 and self.count > 0 and self._small_sum is None
+            if late or accumulator([dtype], slot.dtype) != acc:
+                expected = (
+                    "f64 from the first on" if late else "16 bits or fewer, as the first, whose sum is kept in f32"
+                )
+                raise IncompatibleError(
+                    "wider than the first ingredient",
+                    file=ingredient.label,
+                    tensor=slot.name,
+                    found=dtype,
+                    expected=expected,
+                )
+
+    def _sum_column(self, factor_f32: float) -> SourceColumn:
+        """The running sum as a source or a destination; ``factor_f32`` undoes the scale of the f32 part."""
+        starts = {acc: ops.addresses([buffer])[0] for acc, buffer in self._sum.items()}
+        sums = SourceColumn()
+        for acc, offset in zip(self._accumulators, self._offsets, strict=True):
+            if acc == ACC_F32:
+                sums.add(starts[acc] + 4 * offset, MEMORY, F32.native, factor_f32)
+            else:
+                sums.add(starts[acc] + 8 * offset, MEMORY, F64.native, 1.0)
+        return sums
+
+    def _add_floats(self, ingredient: Ingredient, weight: float) -> None:
+        sums = self._sum_column(1.0)
+        factors = [weight * _F32_SCALE if acc == ACC_F32 else weight for acc in self._accumulators]
+        self._accumulate(ingredient, sums, factors)
+        if self._small_sum is None:
+            return
+        start = ops.addresses([self._small_sum])[0]
+        small = SourceColumn()
+        for acc, offset in zip(self._accumulators, self._offsets, strict=True):
+            # Tensors with an f32 sum cannot overflow and have no place here; `only` leaves them out.
+            small.add(start + 8 * offset if acc == ACC_F64 else 0, MEMORY, F64.native, 1.0)
+        self._accumulate(ingredient, small, [weight * _F64_SCALE] * len(factors), only=ACC_F64)
+
+    def _accumulate(
+        self, ingredient: Ingredient, sums: SourceColumn, factors: Sequence[float], only: int | None = None
+    ) -> None:
+        """``sums += factors * ingredient`` in one native call; ``only`` leaves out the other accumulator's tensors."""
+        target = Columns()
+        for slot, at, dtype, acc in zip(self._layout.slots, sums.at, sums.dtype, self._accumulators, strict=True):
+            elements = slot.elements if only in (None, acc) else 0
+            target.add(elements, at, MEMORY, dtype, acc, 1.0)
+        sources = [sums] if self.count else []
+        ingredient.run(target.plan([*sources, ingredient.column(factors)]), self._threads, self._buffer_bytes)
+
+    def _merged_integers(self, ingredient: Ingredient) -> dict[str, Tensor]:
+        if not self.count:
+            return {name: value.clone() for name, value in ingredient.integers.items()}
+        labels = ["the ingredients so far", ingredient.label]
+        return {
+            name: merge_integers(name, [self._integer_values[name], value], labels, self._integers)
+            for name, value in ingredient.integers.items()
+        }
+
+    def _finish(
+        self, ingredient: Ingredient | None, weight: float, integers: Mapping[str, Tensor], out: Any
+    ) -> dict[str, Any]:
+        divisor = self.total + weight
+        if divisor == 0:
+            raise WeightsError("weights cannot be normalised", found="sum 0", expected="a finite sum other than 0")
+        targets = self._targets(out)
+        columns, flats = Columns(), []
+        for slot, acc in zip(self._layout.slots, self._accumulators, strict=True):
+            flat = _flat_target(targets[slot.name])
+            flats.append(flat)
+            _check_target(slot, flat, acc)
+            columns.add(slot.elements, ops.addresses([flat])[0], MEMORY, ops.dtype_of(flat).native, acc, divisor)
+        sources = [self._sum_column(1.0 / _F32_SCALE)] if self.count else []
+        if ingredient is None:
+            _native.run(columns.plan(sources), threads=self._threads)
+        else:
+            plan = columns.plan([*sources, ingredient.column([weight] * len(flats))])
+            ops.refuse_overlap(plan)
+            ingredient.run(plan, self._threads, self._buffer_bytes)
+        self._mend_overflows(ingredient, weight, divisor, flats)
+        self._deliver(targets, flats, integers)
+        return out if isinstance(out, dict) else targets
+
+    def _mend_overflows(
+        self, ingredient: Ingredient | None, weight: float, divisor: float, flats: Sequence[Tensor]
+    ) -> None:
+        """Where f64 inputs overflowed the f64 sum, the element is taken from the second, smaller sum."""
+        if self._small_sum is None or not self.count:
+            return
+        for i, (slot, flat) in enumerate(zip(self._layout.slots, flats, strict=True)):
+            if self._accumulators[i] != ACC_F64 or bool(torch.isfinite(flat).all()):
+                continue
+            begin = self._offsets[i]
+            small = self._small_sum[begin : begin + slot.elements].clone()
+            if ingredient is not None:
+                small += ingredient.slot_values(i) * (weight * _F64_SCALE)
+            mended = (small / divisor / _F64_SCALE).reshape(flat.shape).to(flat.dtype)
+            flat.copy_(torch.where(torch.isfinite(flat), flat, mended))
+
+    def _targets(self, out: torch.nn.Module | StateDict | None) -> dict[str, Tensor]:
+        """Where the result goes: the tensors of ``out``, or new ones; tied names share one tensor."""
+        names = [n for slot in self._layout.slots for n in slot.names] + list(self._layout.kept)
+        if out is not None:
+            state = module_state(out)
+            missing = [n for n in names if n not in state]
+            if missing or len(state) != len(names):
+                raise IncompatibleError(
+                    "names differ", file="out", found=f"{len(state)} names", expected=f"{len(names)}"
+                )
+            return {name: state[name] for name in state}
+        fresh: dict[str, Tensor] = {}
+        for slot in self._layout.slots:
+            tensor = ops.fresh(slot.shape, slot.torch_dtype)
+            fresh.update(dict.fromkeys(slot.names, tensor))
+        fresh.update({n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in self._layout.kept.items()})
+        return fresh
+
+    def _deliver(self, targets: Mapping[str, Tensor], flats: Sequence[Tensor], integers: Mapping[str, Tensor]) -> None:
+        """What could not be written in place, copied; then autograd is told."""
+        with torch.no_grad():
+            for slot, flat in zip(self._layout.slots, flats, strict=True):
+                value = torch.view_as_complex(flat) if slot.torch_dtype.is_complex else flat
+                for name in slot.names:
+                    target = targets[name]
+                    if target.numel() and ops.addresses([target]) != ops.addresses([flat]):
+                        target.copy_(value)
+            for name, value in integers.items():
+                targets[name].copy_(value)
+        ops.bump_versions(list(targets.values()))
+
+
+def _flat_target(tensor: Tensor) -> Tensor:
+    """The tensor's own memory where it can be written directly, else a contiguous CPU buffer of its size."""
+    tensor = tensor.detach()
+    flat = torch.view_as_real(tensor) if tensor.is_complex() and not tensor.is_conj() else ops.as_reals(tensor)
+    if flat.is_cpu and flat.is_contiguous() and not flat.is_neg():
+        return flat
+    return torch.empty(flat.shape, dtype=flat.dtype)
+
+
+def _check_target(slot: Slot, flat: Tensor, acc: int) -> None:
+    if flat.numel() != slot.elements or not flat.is_floating_point():
+        raise IncompatibleError(
+            "shape differs", file="out", tensor=slot.name, found=list(flat.shape), expected=list(slot.shape)
+        )
+    dtype = ops.dtype_of(flat)
+    if acc == ACC_F32 and accumulator([slot.dtype], dtype) != ACC_F32:
+        expected = f"{slot.dtype}: the sum is kept in f32"
+        raise IncompatibleError("out has a wider dtype", tensor=slot.name, found=dtype, expected=expected)
+
+
+def _checked(weight: float) -> float:
+    value = float(weight)
+    if not math.isfinite(value):
+        raise WeightsError("weight is not finite", found=value)
+    return value

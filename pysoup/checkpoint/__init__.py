@@ -1,0 +1,35 @@
+"""What is on disk: formats, index files, validation, the writer. Imports neither torch nor numpy.
+
+Reading: :func:`open_checkpoint` checks every header in full and then hands out names, shapes and byte ranges.
+Writing: :class:`CheckpointWriter` reserves the output beside its target and publishes it by one rename.
+"""
+
+from __future__ import annotations
+
+from .agree import (
+    DTypeDifference,
+    dtype_differences,
+    duplicate_inputs,
+    refuse_scaled_f8,
+    require_same,
+    shared_aliases,
+)
+from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from .index import natural_key
+from .save import save_state_dict
+from .writer import CheckpointWriter
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "DTypeDifference",
+    "TensorEntry",
+    "dtype_differences",
+    "duplicate_inputs",
+    "natural_key",
+    "open_checkpoint",
+    "refuse_scaled_f8",
+    "require_same",
+    "save_state_dict",
+    "shared_aliases",
+]

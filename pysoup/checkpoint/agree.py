@@ -1,0 +1,213 @@
+"""Do checkpoints fit together: names, shapes, types, ties; and are some of them the same bytes twice.
+
+Names here are logical names: what is stored, and the aliases of tied tensors. So a file that stores ``lm_head.weight``
+once as an alias of ``embed.weight`` agrees with one that stores both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from ..dtypes import DType
+from ..errors import CheckpointError, IncompatibleError
+from .checkpoint import Checkpoint
+from .header import open_file, read_exactly
+from .strict_json import clip
+
+Keys = Literal["same", "intersection", "union"]
+
+_SHOWN = 5
+_PREFIXES = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+_PROBE_BYTES = 64
+_PROBES = 1024
+
+
+class DTypeDifference(NamedTuple):
+    """One tensor whose type differs; ``dtypes`` has one item a checkpoint, None where it lacks the tensor."""
+
+    name: str
+    dtypes: tuple[DType | None, ...]
+
+
+def require_same(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> list[str]:
+    """The names to average, in the order of the first checkpoint (``"union"``: then those of later ones).
+
+    Names tied in every checkpoint that has them come once; :func:`shared_aliases` gives the others. Raises
+    IncompatibleError where names differ (``keys="same"``), where no name is left, or where a shape differs.
+    """
+    return _agree(checkpoints, keys)[0]
+
+
+def shared_aliases(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> dict[str, str]:
+    """Alias -> name in :func:`require_same`, for the names tied in every checkpoint: these stay tied in a soup."""
+    return _agree(checkpoints, keys)[1]
+
+
+def dtype_differences(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> list[DTypeDifference]:
+    """The tensors among ``names`` that do not have one type in all the checkpoints that hold them."""
+    differences = []
+    for name in names:
+        found = tuple(c.entry(name).dtype if _has(c, name) else None for c in checkpoints)
+        if len(set(found) - {None}) > 1:
+            differences.append(DTypeDifference(name, found))
+    return differences
+
+
+def refuse_scaled_f8(checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError if 8-bit float weights come with scale tensors: their mean is not the mean of the bytes.
+
+    Known layouts: ``W_scale`` and ``W_scale_inv`` (DeepSeek, compressed-tensors), ``scale_W`` beside W (ComfyUI).
+    """
+    for name in checkpoint:
+        if not checkpoint.entry(name).dtype.name.startswith("F8_"):
+            continue
+        parent, dot, leaf = name.rpartition(".")
+        for scale in (f"{name}_scale", f"{name}_scale_inv", f"{parent}{dot}scale_{leaf}"):
+            if scale in checkpoint:
+                what = f"8-bit weights with a scale ({clip(scale)!r}) cannot be averaged; dequantise them first"
+                file = checkpoint.files[checkpoint.entry(name).file]
+                raise CheckpointError(what, file=file, tensor=clip(name))
+
+
+def duplicate_inputs(checkpoints: Sequence[Checkpoint]) -> list[tuple[int, int]]:
+    """Pairs ``(i, j)``, i < j, where j seems to be a copy of i (the first such i): to be reported, not proven.
+
+    Same files by inode, or same sizes and headers and equal bytes at up to 1,024 places, one in the middle of each
+    tensor. Files that differ are told apart by the first few probes.
+    """
+    pairs = []
+    for j, later in enumerate(checkpoints):
+        for i in range(j):
+            if _seem_equal(checkpoints[i], later):
+                pairs.append((i, j))
+                break
+    return pairs
+
+
+def _agree(checkpoints: Sequence[Checkpoint], keys: Keys) -> tuple[list[str], dict[str, str]]:
+    if not checkpoints:
+        raise IncompatibleError("no checkpoints given")
+    if keys not in ("same", "intersection", "union"):
+        raise IncompatibleError("invalid keys", found=repr(keys), expected="'same', 'intersection' or 'union'")
+    logical = [dict.fromkeys([*c, *c.aliases]) for c in checkpoints]
+    first = logical[0]
+    if keys == "same":
+        _check_names(checkpoints, logical)
+    elif keys == "intersection":
+        first = {name: None for name in first if all(name in other for other in logical[1:])}
+        if not first:
+            raise IncompatibleError("no tensor name is in all checkpoints", file=checkpoints[0].path)
+    else:
+        first = {name: None for names in logical for name in names}
+    _check_shapes(checkpoints, first)
+    return _split_tied(checkpoints, first)
+
+
+def _has(checkpoint: Checkpoint, name: str) -> bool:
+    return name in checkpoint or name in checkpoint.aliases
+
+
+def _split_tied(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Names that every checkpoint resolves to one stored tensor are one tensor: the first name stands for them."""
+    if not any(c.aliases for c in checkpoints):
+        return list(names), {}
+    kept: list[str] = []
+    aliases: dict[str, str] = {}
+    owners: dict[tuple[str | None, ...], str] = {}
+    for name in names:
+        stored = tuple(c.aliases.get(name, name if name in c else None) for c in checkpoints)
+        owner = owners.setdefault(stored, name)
+        if owner == name:
+            kept.append(name)
+        else:
+            aliases[name] = owner
+    return kept, aliases
+
+
+def _check_names(checkpoints: Sequence[Checkpoint], logical: Sequence[dict[str, None]]) -> None:
+    reference = logical[0]
+    differing = [j for j, names in enumerate(logical) if names.keys() != reference.keys()]
+    if not differing:
+        return
+    parts = [_difference(checkpoints, logical, j) for j in differing[:3]]
+    if len(differing) > 3:
+        parts.append(f"{len(differing) - 3} more files differ")
+    what = f"tensor names differ from {checkpoints[0].path}: {'; '.join(parts)}"
+    raise IncompatibleError(what, file=checkpoints[differing[0]].path)
+
+
+def _difference(checkpoints: Sequence[Checkpoint], logical: Sequence[dict[str, None]], j: int) -> str:
+    reference, names = logical[0], logical[j]
+    hint = _prefix_hint(reference, names)
+    if hint:
+        return f"{checkpoints[j].path} {hint}"
+    parts = []
+    if missing := [name for name in reference if name not in names]:
+        parts.append(f"lacks {_listed(missing)}")
+    if extra := [name for name in names if name not in reference]:
+        parts.append(f"has also {_listed(extra)}")
+    return f"{checkpoints[j].path} {' and '.join(parts)}"
+
+
+def _prefix_hint(reference: dict[str, None], names: dict[str, None]) -> str | None:
+    """What to say where one prefix is the whole difference."""
+    for prefix, origin in _PREFIXES.items():
+        for more, fewer, verb in ((names, reference, "has"), (reference, names, "lacks")):
+            if {name.removeprefix(prefix) for name in more} == fewer.keys():
+                return f"{verb} the prefix {prefix!r} ({origin}) in its names; remove it or add it everywhere"
+    return None
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(clip(name, 80)) for name in names[:_SHOWN])
+    rest = len(names) - _SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _check_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> None:
+    bad: list[tuple[str, int, int]] = []
+    for name in names:
+        holders = [i for i, c in enumerate(checkpoints) if _has(c, name)]
+        shape = checkpoints[holders[0]].entry(name).shape
+        for j in holders[1:]:
+            if checkpoints[j].entry(name).shape != shape:
+                bad.append((name, holders[0], j))
+                break
+    if bad:
+        name, i, j = bad[0]
+        rest = f" (and those of {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        expected = f"{list(checkpoints[i].entry(name).shape)} as in {checkpoints[i].path}"
+        found = list(checkpoints[j].entry(name).shape)
+        what = f"shape differs{rest}"
+        raise IncompatibleError(what, file=checkpoints[j].path, tensor=clip(name), found=found, expected=expected)
+
+
+def _seem_equal(a: Checkpoint, b: Checkpoint) -> bool:
+    if len(a.files) != len(b.files):
+        return False
+    if all(x[:2] == y[:2] for x, y in zip(a.stamps, b.stamps, strict=True)):
+        return True
+    if a.digests != b.digests or any(x.size != y.size for x, y in zip(a.stamps, b.stamps, strict=True)):
+        return False
+    return all(x == y for x, y in zip(_probes(a), _probes(b), strict=True))
+
+
+def _probes(checkpoint: Checkpoint) -> Iterator[bytes]:
+    """A few bytes from the middle of up to 1,024 tensors, the last ones (often the head) first: they differ most."""
+    names = list(checkpoint)
+    step = max(1, len(names) // _PROBES)
+    opened: dict[int, int] = {}
+    try:
+        for name in names[::-step]:
+            entry = checkpoint.entry(name)
+            if entry.file not in opened:
+                opened[entry.file] = open_file(checkpoint.files[entry.file])
+            buffer = bytearray(min(_PROBE_BYTES, entry.nbytes))
+            offset = entry.offset + (entry.nbytes - len(buffer)) // 2
+            read_exactly(opened[entry.file], memoryview(buffer), offset, checkpoint.files[entry.file], name)
+            yield bytes(buffer)
+    finally:
+        for fd in opened.values():
+            os.close(fd)

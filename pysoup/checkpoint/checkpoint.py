@@ -1,0 +1,200 @@
+"""An opened checkpoint: names, shapes, types and byte ranges of all its files, and its tensors on request.
+
+Nothing stays open. Callers that stream open ``files[entry.file]`` themselves and read ``entry.nbytes`` at
+``entry.offset``; :meth:`Checkpoint.check_unchanged` tells whether these numbers still hold.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from .. import dtypes
+from ..dtypes import DType
+from ..errors import CheckpointError
+from .header import FileStamp, Header, open_file, read_exactly, read_header
+from .index import Source, resolve
+from .strict_json import clip, describe, is_text, parse_strict
+
+if TYPE_CHECKING:
+    import torch
+
+ALIASES_KEY = "pysoup.aliases"
+"""Metadata key of the names that share a stored tensor: a JSON object, alias -> stored name."""
+
+
+class TensorEntry(NamedTuple):
+    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (absolute, in bytes) of ``Checkpoint.files[file]``."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: int
+    offset: int
+    nbytes: int
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open a safetensors file, a ``*.safetensors.index.json``, or a directory that holds either.
+
+    Reads headers only and checks them in full. Raises CheckpointError: one line with the file, the tensor, what was
+    found and what was expected.
+    """
+    source = resolve(Path(path))
+    return Checkpoint(Path(path), source, [read_header(file) for file in source.files])
+
+
+class Checkpoint:
+    """The names, types and places of the tensors of one model; made by :func:`open_checkpoint`.
+
+    Iteration, ``len`` and ``in`` speak of stored tensors, shard by shard in the order of the data. :meth:`entry` and
+    :meth:`tensor` also take the names in ``aliases``. State per tensor is about 100 bytes besides the name.
+    """
+
+    def __init__(self, path: Path, source: Source, headers: list[Header]) -> None:
+        self.path = path
+        self.files = source.files
+        self.is_directory = source.is_directory
+        self.kind: Literal["file", "sharded"] = "sharded" if source.is_directory else "file"
+        self.index_file = source.index_file
+        self.metadata = headers[0].metadata
+        self.stamps = tuple(header.stamp for header in headers)
+        self.digests = tuple(header.digest for header in headers)
+        self.aliases: dict[str, str] = {}
+        self._index: dict[str, int] = {}
+        self._dtypes: array[int] = array("B")
+        self._shapes: list[tuple[int, ...]] = []
+        self._begins: array[int] = array("Q")
+        self._first_of_file: list[int] = []
+        for header in headers:
+            self._append(header, source)
+        if source.weight_map is not None:
+            _check_index(self, source.index_file or path, source.weight_map)
+        self.aliases = self._read_aliases(headers)
+        self.numel = sum(map(math.prod, self._shapes))
+        self.total_bytes = sum(
+            math.prod(shape) * dtypes.ALL[code].itemsize for shape, code in zip(self._shapes, self._dtypes, strict=True)
+        )
+
+    def _append(self, header: Header, source: Source) -> None:
+        self._first_of_file.append(len(self._index))
+        before = len(self._index)
+        for position, name in enumerate(header.names):
+            other = self._index.setdefault(name, before + position)
+            if other != before + position:
+                what = f"the same tensor is also in shard {self.files[self._file_of(other)].name!r}"
+                raise CheckpointError(what, file=header.path, tensor=clip(name))
+        self._dtypes.extend(header.dtypes)
+        self._shapes.extend(header.shapes)
+        self._begins.extend(header.begins)
+
+    def _file_of(self, position: int) -> int:
+        return bisect_right(self._first_of_file, position) - 1
+
+    def _read_aliases(self, headers: list[Header]) -> dict[str, str]:
+        aliases: dict[str, str] = {}
+        for header in headers:
+            text = header.metadata.get(ALIASES_KEY)
+            if text is None:
+                continue
+            for alias, stored in parse_strict(text.encode("utf-8"), header.path, f"metadata {ALIASES_KEY}").items():
+                good = isinstance(stored, str) and is_text(alias) and alias not in self and stored in self
+                if not good or aliases.setdefault(alias, str(stored)) != stored:
+                    what = f"metadata {ALIASES_KEY} does not fit the tensors"
+                    found, expected = f"{clip(alias)!r} -> {describe(stored)}", "a new name -> a stored tensor"
+                    raise CheckpointError(what, file=header.path, found=found, expected=expected)
+        return aliases
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({str(self.path)!r}, tensors={len(self)}, bytes={self.total_bytes})"
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def entry(self, name: str) -> TensorEntry:
+        """Type, shape and byte range of tensor ``name`` (an alias gives that of its stored tensor)."""
+        stored = self.aliases.get(name, name)
+        position = self._index.get(stored)
+        if position is None:
+            raise CheckpointError("no such tensor", file=self.path, tensor=clip(name))
+        dtype, shape = dtypes.ALL[self._dtypes[position]], self._shapes[position]
+        nbytes = math.prod(shape) * dtype.itemsize
+        return TensorEntry(stored, dtype, shape, self._file_of(position), self._begins[position], nbytes)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Tensor ``name``, read into memory of its own. Raises CheckpointError, also if the file ends early."""
+        entry = self.entry(name)
+        fd = self.open_file(entry.file)
+        try:
+            return self._read(fd, entry)
+        finally:
+            os.close(fd)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All tensors in the order of the data, then the aliases, which are the same objects as what they alias."""
+        result: dict[str, torch.Tensor] = {}
+        names = list(self)
+        for file, first in enumerate(self._first_of_file):
+            last = self._first_of_file[file + 1] if file + 1 < len(self.files) else len(names)
+            fd = self.open_file(file)
+            try:
+                for name in names[first:last]:
+                    result[name] = self._read(fd, self.entry(name))
+            finally:
+                os.close(fd)
+        for alias, stored in self.aliases.items():
+            result[alias] = result[stored]
+        return result
+
+    def _read(self, fd: int, entry: TensorEntry) -> torch.Tensor:
+        import torch
+
+        dtype = getattr(torch, entry.dtype.torch_name)
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=dtype)
+        buffer = bytearray(entry.nbytes)
+        read_exactly(fd, memoryview(buffer), entry.offset, self.files[entry.file], entry.name)
+        return torch.frombuffer(buffer, dtype=dtype).reshape(entry.shape)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was replaced, resized or touched since its header was checked."""
+        for file in range(len(self.files)):
+            os.close(self.open_file(file))
+
+    def open_file(self, file: int) -> int:
+        """A descriptor of one file, for positional reads; the caller closes it. Raises CheckpointError if it changed."""
+        fd = open_file(self.files[file])
+        now, then = FileStamp.of(os.fstat(fd)), self.stamps[file]
+        if now != then:
+            os.close(fd)
+            found, expected = (f"{now.size} bytes", f"{then.size} bytes") if now.size != then.size else (None, None)
+            what = "file changed since its header was checked"
+            raise CheckpointError(what, file=self.files[file], found=found, expected=expected)
+        return fd
+
+
+def _check_index(checkpoint: Checkpoint, index: Path, weight_map: dict[str, str]) -> None:
+    """Index and shards must name the same tensors in the same places."""
+    for name, shard in weight_map.items():
+        if name not in checkpoint:
+            raise CheckpointError(f"listed in the index, but not in shard {shard!r}", file=index, tensor=clip(name))
+        found = checkpoint.files[checkpoint.entry(name).file].name
+        if found != shard:
+            raise CheckpointError(
+                "in another shard than the index says", file=index, tensor=clip(name), found=found, expected=shard
+            )
+    for name in checkpoint:
+        if name not in weight_map:
+            shard = checkpoint.files[checkpoint.entry(name).file].name
+            raise CheckpointError(f"in shard {shard!r}, but not in the index", file=index, tensor=clip(name))

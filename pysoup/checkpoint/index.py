@@ -1,0 +1,124 @@
+"""From a path to the safetensors files behind it: a file, an index file, or a Hugging Face directory.
+
+Shard names in an index must be plain file names: an index can never point outside its own directory by name. Files
+that are symbolic links are followed, because the Hugging Face cache consists of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import CheckpointError
+from .header import open_file, read_exactly, reason
+from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
+
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+FOREIGN_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".npz", ".gguf", ".msgpack", ".onnx")
+"""Weights in formats that this layer does not read."""
+
+
+class Source(NamedTuple):
+    """The files of a checkpoint; ``weight_map`` (tensor name -> shard name) only where there is an index."""
+
+    files: tuple[Path, ...]
+    is_directory: bool
+    index_file: Path | None = None
+    weight_map: dict[str, str] | None = None
+
+
+def natural_key(name: str) -> list[str | int]:
+    """Sort key under which ``model-2`` comes before ``model-10``."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
+
+
+def resolve(path: Path) -> Source:
+    """The files that ``path`` stands for. Raises CheckpointError."""
+    try:
+        is_directory = path.is_dir()
+        exists = is_directory or path.exists()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(reason(error), file=path) from None
+    if is_directory:
+        return _resolve_directory(path)
+    if not exists:
+        broken = path.is_symlink()
+        raise CheckpointError("broken symbolic link" if broken else "no such file or directory", file=path)
+    if path.suffix == ".json":
+        return _resolve_index(path)
+    if path.suffix != SUFFIX:
+        hint = "convert it to safetensors first" if path.suffix in FOREIGN_SUFFIXES else "not a checkpoint"
+        what = f"unsupported suffix, {hint}"
+        expected = f"*{SUFFIX}, *{INDEX_SUFFIX} or a directory"
+        raise CheckpointError(what, file=path, found=repr(path.suffix), expected=expected)
+    return Source((path,), is_directory=False)
+
+
+def _resolve_directory(path: Path) -> Source:
+    try:
+        names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=natural_key)
+    except OSError as error:
+        raise CheckpointError(reason(error), file=path) from None
+    indices = [n for n in names if n.endswith(INDEX_SUFFIX)]
+    if index := _only(path, indices, f"model{INDEX_SUFFIX}", "index files"):
+        return _resolve_index(path / index)
+    files = [n for n in names if n.endswith(SUFFIX)]
+    if file := _only(path, files, f"model{SUFFIX}", "safetensors files without an index"):
+        return Source((path / file,), is_directory=True)
+    foreign = [n for n in names if n.endswith(FOREIGN_SUFFIXES)]
+    found = ", ".join(clip(n, 60) for n in (foreign or names)[:5]) or "an empty directory"
+    hint = "; convert its weights to safetensors first" if foreign else ""
+    raise CheckpointError(f"no safetensors files in directory{hint}", file=path, found=found)
+
+
+def _only(directory: Path, names: list[str], preferred: str, kind: str) -> str | None:
+    """The preferred name, or the only one there is, or None where there is none."""
+    if preferred in names:
+        return preferred
+    if len(names) > 1:
+        found = ", ".join(clip(n, 60) for n in names[:5]) + (", ..." if len(names) > 5 else "")
+        raise CheckpointError(f"several {kind}, name one of them", file=directory, found=found, expected=preferred)
+    return names[0] if names else None
+
+
+def _resolve_index(path: Path) -> Source:
+    weight_map = _read_weight_map(path)
+    for name, shard in weight_map.items():
+        _check_shard_name(path, name, shard)
+    shards = sorted(set(weight_map.values()), key=natural_key)
+    files = tuple(path.parent / shard for shard in shards)
+    for file in files:
+        if not file.exists():
+            raise CheckpointError(f"shard {clip(file.name)!r} is missing", file=path, expected=str(file))
+    return Source(files, is_directory=True, index_file=path, weight_map=weight_map)
+
+
+def _read_weight_map(path: Path) -> dict[str, str]:
+    fd = open_file(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > MAX_JSON_BYTES:
+            raise CheckpointError("index too large", file=path, found=size, expected=f"at most {MAX_JSON_BYTES} bytes")
+        raw = bytearray(size)
+        read_exactly(fd, memoryview(raw), 0, path)
+    finally:
+        os.close(fd)
+    weight_map = parse_strict(raw, path, "index").get("weight_map")
+    if type(weight_map) is not dict or not weight_map:
+        found = None if weight_map is None else describe(weight_map)
+        raise CheckpointError("not a weight index: no weight_map", file=path, found=found, expected="names -> files")
+    return weight_map
+
+
+def _check_shard_name(index: Path, name: str, shard: object) -> None:
+    if not is_text(name) or not isinstance(shard, str) or not is_text(shard):
+        raise CheckpointError("shard is not a name", file=index, tensor=clip(name), found=describe(shard))
+    outside = shard != os.path.basename(shard) or "\\" in shard or "\0" in shard or shard in ("", ".", "..")
+    if outside or not shard.endswith(SUFFIX):
+        expected = f"a plain file name ending in {SUFFIX}"
+        raise CheckpointError(
+            "invalid shard name", file=index, tensor=clip(name), found=describe(shard), expected=expected
+        )

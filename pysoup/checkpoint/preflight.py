@@ -1,0 +1,125 @@
+"""Whether an output may and can be written, found out before a byte is: what ``--dry-run`` reports."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import OutputError
+from .checkpoint import Checkpoint
+from .index import FOREIGN_SUFFIXES, SUFFIX
+
+_LONGEST_NAME = 255
+"""Bytes in a file name, on every Linux filesystem of note."""
+
+
+def output_error(error: OSError | ValueError, output: Path, nbytes: int | None = None) -> OutputError:
+    """The one line for an operating system error while writing ``output`` (``nbytes`` in all)."""
+    if isinstance(error, ValueError):
+        return OutputError("not a valid file name", file=output)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "disk quota exceeded" if error.errno == errno.EDQUOT else "disk is full"
+        expected = None if nbytes is None else f"{nbytes} bytes"
+        return OutputError(what, file=output, found=f"{free_bytes(output.parent)} bytes free", expected=expected)
+    if error.errno == errno.EEXIST or error.errno == errno.ENOTEMPTY:
+        return OutputError("output already exists; allow overwriting to replace it", file=output)
+    return OutputError(f"cannot be written: {(error.strerror or str(error)).lower()}", file=output)
+
+
+def free_bytes(directory: Path) -> int:
+    """Bytes that this user can still write there."""
+    try:
+        return shutil.disk_usage(directory).free
+    except OSError:
+        return 0
+
+
+def check_target(target: Path, *, is_directory: bool, overwrite: bool) -> None:
+    """Suffix, kind, existence and the parent directory of ``target``. Raises OutputError."""
+    try:
+        _check_name(target, is_directory)
+        _check_parent(target)
+        if not os.path.lexists(target):
+            return
+        if is_directory:
+            _check_existing_directory(target, overwrite)
+        elif target.is_dir():
+            raise OutputError("output is a directory", file=target, expected=f"a {SUFFIX} file")
+        elif not overwrite:
+            raise OutputError("output already exists; allow overwriting to replace it", file=target)
+        elif target.exists() and not target.is_file():
+            raise OutputError("output exists and is not a regular file", file=target)
+    except (OSError, ValueError) as error:
+        raise output_error(error, target) from None
+
+
+def check_space(target: Path, nbytes: int) -> None:
+    """Raise OutputError if the filesystem of ``target`` has less than ``nbytes`` bytes to give."""
+    free = free_bytes(target.parent)
+    if free < nbytes:
+        raise OutputError("not enough disk space", file=target, found=f"{free} bytes free", expected=f"{nbytes} bytes")
+
+
+def check_not_an_input(target: Path, inputs: Sequence[Checkpoint], *, is_directory: bool) -> None:
+    """Raise OutputError where writing ``target`` would harm an input: the same file, or directories in each other."""
+    for checkpoint in inputs:
+        for file in checkpoint.files:
+            if target.exists() and os.path.samefile(target, file):
+                raise OutputError("output is an input", file=target, found=str(file))
+            if is_directory and _within(file, target):
+                raise OutputError(
+                    "output directory holds an input, which it would replace", file=target, found=str(file)
+                )
+        directory = checkpoint.files[0].parent
+        if is_directory and checkpoint.is_directory and _within(target, directory):
+            raise OutputError("output lies inside an input directory", file=target, found=str(directory))
+
+
+def _within(path: Path, directory: Path) -> bool:
+    """Whether ``path`` is ``directory`` or below it: as named, and with all links resolved."""
+    roots = (os.path.abspath(directory), os.path.realpath(directory))
+    places = (os.path.abspath(path), os.path.realpath(path))
+    return any(os.path.commonpath((root, place)) == root for root in roots for place in places)
+
+
+def _check_name(target: Path, is_directory: bool) -> None:
+    if is_directory and target.suffix in (SUFFIX, ".json", *FOREIGN_SUFFIXES):
+        what = "output of a sharded or directory input is a directory"
+        raise OutputError(what, file=target, found=repr(target.suffix), expected="a directory name")
+    if not is_directory and target.suffix != SUFFIX:
+        raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=repr(SUFFIX))
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise OutputError("file name too long", file=target, expected=f"at most {_LONGEST_NAME} bytes")
+
+
+def _check_parent(target: Path) -> None:
+    parent = target.parent
+    if not parent.exists():
+        raise OutputError("directory of the output does not exist", file=target, expected=str(parent))
+    if not parent.is_dir():
+        raise OutputError("parent of the output is not a directory", file=target, found=str(parent))
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError("directory of the output is not writable", file=target, found=str(parent))
+
+
+def _check_existing_directory(target: Path, overwrite: bool) -> None:
+    if not target.is_dir():
+        raise OutputError("output exists and is not a directory", file=target)
+    if _within(Path.cwd(), target):
+        raise OutputError("output is the current directory or holds it", file=target)
+    with os.scandir(target) as entries:
+        content = {entry.name: entry.is_dir() for entry in entries}
+    if not content:
+        return
+    if not overwrite:
+        raise OutputError("output already exists; allow overwriting to replace it", file=target)
+    # Replacing deletes all that is in there: only what looks like a checkpoint is ours to delete.
+    if not any(name.endswith(SUFFIX) for name in content):
+        what = "will not replace a directory that holds no safetensors files"
+        raise OutputError(what, file=target, found=sorted(content)[0])
+    for name, holds_more in content.items():
+        if holds_more:
+            raise OutputError("will not replace a directory that holds directories", file=target, found=name)

@@ -1,0 +1,205 @@
+"""Writes a safetensors file or a directory of shards: all at once beside the target, published by one rename.
+
+    with CheckpointWriter(Path("soup.safetensors"), layout, metadata={...}, inputs=checkpoints) as writer:
+        writer.write_bytes(name, data)      # or os.pwrite(writer.fd(shard), ...) at writer.offset(name)
+        writer.commit()
+
+Whatever ends the block without a commit leaves an old output as it was and removes everything temporary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from ..dtypes import DType
+from ..errors import OutputError
+from . import publish
+from .carry import carried_files, copy_carried
+from .checkpoint import Checkpoint
+from .layout import Placement
+from .preflight import check_not_an_input, check_space, check_target, output_error
+from .strict_json import clip
+
+_NOT_OFFERED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class CheckpointWriter:
+    """One output, from the checks to the rename. Every failure is an OutputError of one line.
+
+    ``layout`` is a list of (shard file name, list of (tensor name, type, shape)); a file output has one shard, which
+    takes the output's name. ``metadata`` goes into every shard beside ``"format": "pt"``; ``aliases`` (alias ->
+    stored name) are recorded there too. ``inputs`` are never overwritten. ``carry`` names a directory whose config,
+    tokenizer and licence files are copied into a directory output; ``carried`` lists them. ``nbytes`` is the size of
+    all weight files in bytes.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        layout: Sequence[tuple[str, Sequence[tuple[str, DType, tuple[int, ...]]]]],
+        *,
+        metadata: Mapping[str, str] | None = None,
+        aliases: Mapping[str, str] | None = None,
+        is_directory: bool = False,
+        overwrite: bool = False,
+        inputs: Sequence[Checkpoint] = (),
+        carry: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self.output = Path(output)
+        self.is_directory = is_directory
+        self._target = _target(self.output, is_directory)
+        self._overwrite = overwrite
+        self._inputs = inputs
+        if not is_directory and len(layout) == 1:
+            layout = [(self._target.name, layout[0][1])]
+        self._placement = Placement(self.output, layout, metadata or {}, aliases or {}, is_directory)
+        self._carry = Path(carry) if carry is not None and is_directory else None
+        self.carried: tuple[str, ...] = tuple(carried_files(self._carry)) if self._carry else ()
+        self.nbytes = self._placement.total_bytes
+        self._temporary: Path | None = None
+        self._lock: int | None = None
+        self._fds: dict[str, int] = {}
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """File names of the shards, in order."""
+        return self._placement.shards
+
+    def check(self) -> None:
+        """All that can be known to go wrong, without writing anything. Raises OutputError."""
+        check_target(self._target, is_directory=self.is_directory, overwrite=self._overwrite)
+        check_not_an_input(self._target, self._inputs, is_directory=self.is_directory)
+        check_space(self._target, self.nbytes)
+
+    def __enter__(self) -> CheckpointWriter:
+        publish.remove_stale(self._target)
+        self.check()
+        try:
+            self._create()
+        except (OSError, ValueError) as error:
+            self._discard()
+            raise output_error(error, self.output, self.nbytes) from None
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._discard()
+
+    def fd(self, shard: str) -> int:
+        """Descriptor of a shard, open for positional reads and writes until the block ends."""
+        try:
+            return self._fds[shard]
+        except KeyError:
+            raise OutputError("shard is not open for writing", file=self.output, found=repr(clip(shard))) from None
+
+    def offset(self, name: str) -> tuple[str, int]:
+        """Shard and absolute offset in bytes where the data of tensor ``name`` begin."""
+        shard, begin, _ = self._placement.where(name)
+        return self.shards[shard], begin
+
+    def write_bytes(self, name: str, buffer: bytes | bytearray | memoryview, start: int = 0) -> None:
+        """Write bytes of tensor ``name`` from its byte ``start`` on. Raises OutputError, also beyond its end."""
+        shard, begin, size = self._placement.where(name)
+        view = memoryview(buffer).cast("B") if len(buffer) else memoryview(b"")
+        if start < 0 or start + len(view) > size:
+            found, expected = f"bytes {start} to {start + len(view)}", f"within {size} bytes"
+            raise OutputError(
+                "write outside the tensor", file=self.output, tensor=clip(name), found=found, expected=expected
+            )
+        try:
+            _write_fully(self.fd(self.shards[shard]), view, begin + start)
+        except OSError as error:
+            raise output_error(error, self.output, self.nbytes) from None
+
+    def commit(self, *, sync: bool = True) -> None:
+        """Publish the output under its name, atomically; with ``sync`` only after it is safely on the disk."""
+        if self._temporary is None:
+            raise OutputError("nothing to commit: not opened, or committed already", file=self.output)
+        try:
+            if sync:
+                self._sync()
+            rename = publish.publish_directory if self.is_directory else publish.publish_file
+            rename(self._temporary, self._target, self._overwrite)
+            self._temporary = None
+            if sync:
+                publish.sync_directory(self._target.parent)
+        except OSError as error:
+            raise output_error(error, self.output, self.nbytes) from None
+
+    def _create(self) -> None:
+        temporary = publish.temporary_path(self._target)
+        if self.is_directory:
+            os.mkdir(temporary)
+            self._temporary = temporary
+            self._lock = publish.lock(temporary)
+        for shard, header, nbytes in zip(
+            self.shards, self._placement.headers, self._placement.shard_bytes, strict=True
+        ):
+            path = temporary / shard if self.is_directory else temporary
+            self._fds[shard] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            if not self.is_directory:
+                self._temporary = temporary
+                self._lock = publish.lock(temporary)
+            _reserve(fd, nbytes)
+            _write_fully(fd, memoryview(header), 0)
+        if self.is_directory:
+            if index := self._placement.index_file():
+                (temporary / index[0]).write_bytes(index[1])
+            if self._carry:
+                copy_carried(self._carry, list(self.carried), temporary)
+
+    def _sync(self) -> None:
+        for fd in self._fds.values():
+            os.fsync(fd)
+        if not self.is_directory or self._temporary is None:
+            return
+        for name in os.listdir(self._temporary):
+            if name not in self._fds:
+                with open(self._temporary / name, "rb") as file:
+                    os.fsync(file.fileno())
+        publish.sync_directory(self._temporary)
+
+    def _discard(self) -> None:
+        """Close everything; remove what was not committed."""
+        if self._temporary is not None:
+            publish.remove(self._temporary)
+            self._temporary = None
+        for fd in (*self._fds.values(), *(() if self._lock is None else (self._lock,))):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._fds.clear()
+        self._lock = None
+
+
+def _target(output: Path, is_directory: bool) -> Path:
+    """What is renamed onto: a linked directory itself, but a linked file's link, so that shared blobs stay whole."""
+    if is_directory and output.is_dir():
+        return Path(os.path.realpath(output))
+    return Path(os.path.abspath(output))
+
+
+def _reserve(fd: int, nbytes: int) -> None:
+    """Give the file its full size, so that a full disk shows now and not at the end."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+    os.ftruncate(fd, nbytes)
+
+
+def _write_fully(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)

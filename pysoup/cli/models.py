@@ -1,0 +1,75 @@
+"""``pysoup uniform``, ``greedy`` and ``demo``: the commands that run models, and so need torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import BackendError, OutputError
+from ..progress import step_bar
+from .text import printable, table
+
+if TYPE_CHECKING:
+    from ..soups import Soup
+
+_DEMO_NEEDS = ("torch", "numpy", "mlxtend", "sklearn", "matplotlib")
+
+
+def uniform(task: str, checkpoints: list[str], output: str, *, metric: str | None, overwrite: bool) -> None:
+    """Make the uniform soup, and print its score and the files written."""
+    _require("torch", ("torch",))
+    from ..soups.command import run_uniform
+
+    with step_bar("uniform soup") as progress:
+        soup = run_uniform(task, checkpoints, output, metric=metric, overwrite=overwrite, progress=progress)
+    _show(soup, output)
+
+
+def greedy(
+    task: str, checkpoints: list[str], output: str, *, metric: str | None, accept: Literal[">=", ">"], overwrite: bool
+) -> None:
+    """Make the greedy soup, and print each step, the score and the files written."""
+    _require("torch", ("torch",))
+    from ..soups.command import run_greedy
+
+    with step_bar("greedy soup") as progress:
+        soup = run_greedy(
+            task, checkpoints, output, metric=metric, accept=accept, overwrite=overwrite, progress=progress
+        )
+    rows = []
+    for step in soup.trace:
+        scores = (_score(s) for s in (step.single_score, step.candidate_score, step.best_score_before))
+        rows.append([str(step.step + 1), step.ingredient, *scores, "kept" if step.accepted else "refused", step.note])
+    header = ["step", "checkpoint", "alone", "soup with it", "soup before", "", "note"]
+    print(table(header, rows, right=("step", "alone", "soup with it", "soup before")))
+    _show(soup, output)
+
+
+def demo(output: str, *, seed: int, overwrite: bool) -> None:
+    """Run the demo in ``output``, which must be new or empty unless ``overwrite``."""
+    _require("demo", _DEMO_NEEDS)
+    from .. import demo as kitchen
+
+    folder = Path(output)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise OutputError("the directory is not empty; another one or --force", file=folder)
+    kitchen.run(folder, seed=seed)
+
+
+def _show(soup: Soup, output: str) -> None:
+    from ..soups.command import RESULTS, TRACE, WEIGHTS
+
+    print(f"{soup.recipe} soup of {len(soup.ingredients)}: held-out {soup.metric} {_score(soup.score)}")
+    for name in (WEIGHTS, TRACE, RESULTS):
+        print(f"wrote {printable(str(Path(output) / name))}")
+
+
+def _score(score: float | None) -> str:
+    return "-" if score is None else f"{score:.5g}"
+
+
+def _require(extra: str, modules: tuple[str, ...]) -> None:
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise BackendError(f"not installed: {', '.join(missing)}; pip install 'model-soups[{extra}]'")

@@ -1,0 +1,14 @@
+"""What the demo needs and the core does not."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ..errors import BackendError
+
+
+def require(*modules: str) -> None:
+    """A :class:`BackendError` that says what to install, if one of ``modules`` is absent."""
+    missing = [name for name in modules if find_spec(name) is None]
+    if missing:
+        raise BackendError(f"the demo needs {', '.join(missing)}: pip install 'model-soups[demo]'")

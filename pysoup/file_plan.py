@@ -1,0 +1,224 @@
+"""From checkpoints to a native plan: which byte ranges are summed into which, and what to do with the rest.
+
+Offsets are kept in flat arrays, about 25 bytes for each tensor and input; no data is read here but that of integer
+tensors, which have to be compared.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import _native
+from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry
+from .columns import RAW, Columns, SourceColumn, accumulator
+from .dtypes import BY_NAME, DType
+from .errors import CheckpointError, OutputError, SoupError
+from .integers import choose
+from .sizes import format_size
+from .weights import Mix
+
+_COMPARE_BYTES = 1 << 20
+_GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.cpp
+
+
+class Member:
+    """One checkpoint that takes part, its files open while a plan runs; ``index`` is its place among the inputs."""
+
+    def __init__(self, checkpoint: Checkpoint, index: int = 0) -> None:
+        self.checkpoint = checkpoint
+        self.index = index
+        self.fds: list[int] = []
+
+    def open(self) -> None:
+        """Opens all files; raises :class:`CheckpointError` where one changed since its header was read."""
+        for file in range(len(self.checkpoint.files)):
+            fd = self.checkpoint.open_file(file)
+            self.fds.append(fd)
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def close(self) -> None:
+        while self.fds:
+            os.close(self.fds.pop())
+
+    def find(self, name: str) -> TensorEntry | None:
+        """The entry of a name, stored or an alias, or None."""
+        if name in self.checkpoint or name in self.checkpoint.aliases:
+            return self.checkpoint.entry(name)
+        return None
+
+    def read(self, entry: TensorEntry, start: int, size: int) -> bytes:
+        """Bytes of a tensor, all of them or an error."""
+        data = os.pread(self.fds[entry.file], size, entry.offset + start)
+        if len(data) != size:
+            file = self.checkpoint.files[entry.file]
+            raise CheckpointError("file ends too early", file=file, tensor=entry.name, found=len(data), expected=size)
+        return data
+
+    def blame(self, fd: int, offset: int) -> tuple[str, str | None] | None:
+        """The file of a descriptor and the tensor at an offset, for errors; None if it is not one of ours."""
+        if fd not in self.fds:
+            return None
+        file = self.fds.index(fd)
+        for name in self.checkpoint:
+            entry = self.checkpoint.entry(name)
+            if entry.file == file and entry.offset <= offset < entry.offset + entry.nbytes:
+                return str(self.checkpoint.files[file]), name
+        return str(self.checkpoint.files[file]), None
+
+
+def real_parts(dtype: DType, elements: int) -> tuple[DType, int]:
+    """A complex type as twice as many reals; others as they are."""
+    if dtype.kind == "complex":
+        return BY_NAME["F64" if dtype.itemsize == 16 else "F32"], 2 * elements
+    return dtype, elements
+
+
+class FilePlan:
+    """The average of ``members`` over ``names``, with output type ``types[i]`` for ``names[i]``."""
+
+    def __init__(self, members: Sequence[Member], names: Sequence[str], types: Sequence[DType], integers: str) -> None:
+        self.members = members
+        self.names = names
+        self.types = types
+        self.integers = integers
+        self.bytes_read = sum(e.nbytes for m in members for n in names if (e := m.find(n)) is not None)
+
+    def fit(self, budget: int, threads: int, preferred: int) -> tuple[int, int]:
+        """Threads and buffer bytes a thread within ``budget`` bytes; raises :class:`SoupError` if none fit."""
+        needed = self._smallest_buffer()
+        if needed > budget:
+            raise SoupError(
+                "memory is too small for these inputs",
+                found=format_size(budget),
+                expected=f"at least {format_size(needed)}",
+            )
+        threads = max(1, min(threads, budget // max(needed, 1)))
+        return threads, max(needed, min(budget // threads, preferred))
+
+    def _smallest_buffer(self) -> int:
+        largest = 0
+        for name, dtype in zip(self.names, self.types, strict=True):
+            sizes = [e.dtype.itemsize for m in self.members if (e := m.find(name)) is not None]
+            largest = max(largest, _GRANULE * (sum(sizes) + dtype.itemsize) + 64 * (len(sizes) + 1))
+        return largest
+
+    def run(
+        self,
+        writer: CheckpointWriter,
+        *,
+        law: Callable[[Sequence[int]], Mix],
+        threads: int,
+        buffer_bytes: int,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        """Reads, averages and writes everything; the members' files and the writer are open."""
+        plan = self._native_plan(writer, law)
+        total = plan.bytes
+        report = None if progress is None else lambda done: progress(done, total)
+        try:
+            _native.run(plan, threads=threads, buffer_bytes=buffer_bytes, progress=report)
+        except _native.load().NativeError as error:
+            raise self._translate(error, writer) from None
+
+    def _native_plan(self, writer: CheckpointWriter, law: Callable[[Sequence[int]], Mix]) -> Any:
+        columns, sources = Columns(), [SourceColumn() for _ in self.members]
+        laws: dict[tuple[int, ...], Mix] = {}
+        for name, dtype in zip(self.names, self.types, strict=True):
+            entries = [m.find(name) for m in self.members]
+            present = tuple(m.index for m, e in zip(self.members, entries, strict=True) if e is not None)
+            shard, offset = writer.offset(name)
+            fd = writer.fd(shard)
+            first = next((e for e in entries if e is not None), None)
+            if first is None or first.nbytes == 0:
+                continue
+            if dtype.kind not in ("float", "complex"):
+                self._integer(name, entries, writer, columns, sources, (offset, fd))
+                continue
+            mixed = laws.get(present)
+            if mixed is None:
+                mixed = laws[present] = law(present)
+            types = [real_parts(e.dtype, 0)[0] for e in entries if e is not None]
+            real, elements = real_parts(dtype, first.nbytes // first.dtype.itemsize)
+            columns.add(elements, offset, fd, real.native, accumulator(types, real), mixed.divisor)
+            factors = dict(zip(mixed.members, mixed.factors, strict=True))
+            for member, source, entry in zip(self.members, sources, entries, strict=True):
+                if entry is None or member.index not in factors:
+                    source.add_absent()
+                    continue
+                code = real_parts(entry.dtype, 0)[0].native
+                source.add(entry.offset, member.fds[entry.file], code, factors[member.index])
+        return columns.plan(sources)
+
+    def _integer(
+        self,
+        name: str,
+        entries: Sequence[TensorEntry | None],
+        writer: CheckpointWriter,
+        columns: Columns,
+        sources: Sequence[SourceColumn],
+        target: tuple[int, int],
+    ) -> None:
+        """A tensor without a mean: copied by the plan, or written here where it is the largest of several values."""
+        holders = [(m, e) for m, e in zip(self.members, entries, strict=True) if e is not None]
+        labels = [str(m.checkpoint.path) for m, _ in holders]
+        differs = next((k for k in range(1, len(holders)) if not _equal(holders[0], holders[k])), None)
+        if choose(name, self.integers, labels, differs) == "max" and differs is not None:
+            _write_largest(name, holders, writer)
+            return
+        columns.add(holders[0][1].nbytes, *target, RAW, 0, 1.0)
+        for member, source, entry in zip(self.members, sources, entries, strict=True):
+            if member is holders[0][0] and entry is not None:
+                source.add(entry.offset, member.fds[entry.file], RAW, 1.0)
+            else:
+                source.add_absent()
+
+    def _translate(self, error: Any, writer: CheckpointWriter) -> SoupError:
+        text, _, _, _, code = error.args
+        if code in (errno.ENOSPC, errno.EDQUOT):
+            return OutputError("disk is full", file=writer.output, expected=f"room for {format_size(writer.nbytes)}")
+        return read_error(error, self.members) or OutputError("cannot be written", file=writer.output, found=text)
+
+
+def read_error(error: Any, members: Sequence[Member]) -> CheckpointError | None:
+    """The native module's failed read with file and tensor named; None if it was not one of these members."""
+    text, _, fd, offset, _ = error.args
+    for member in members:
+        blamed = member.blame(fd, offset)
+        if blamed is not None:
+            return CheckpointError("cannot be read", file=blamed[0], tensor=blamed[1], found=f"{text} at byte {offset}")
+    return None
+
+
+def _chunks(nbytes: int) -> list[tuple[int, int]]:
+    return [(start, min(_COMPARE_BYTES, nbytes - start)) for start in range(0, nbytes, _COMPARE_BYTES)]
+
+
+def _equal(one: tuple[Member, TensorEntry], other: tuple[Member, TensorEntry]) -> bool:
+    (a, first), (b, second) = one, other
+    return all(a.read(first, *chunk) == b.read(second, *chunk) for chunk in _chunks(first.nbytes))
+
+
+# Array codes by kind and size. Array types have at least these sizes on every platform pysoup is built for.
+_ARRAY_CODES = {
+    ("I", 1): "b",
+    ("I", 2): "h",
+    ("I", 4): "i",
+    ("I", 8): "q",
+    ("U", 1): "B",
+    ("U", 2): "H",
+    ("U", 4): "I",
+    ("U", 8): "Q",
+}
+
+
+def _write_largest(name: str, holders: Sequence[tuple[Member, TensorEntry]], writer: CheckpointWriter) -> None:
+    dtype = holders[0][1].dtype
+    code = _ARRAY_CODES["U" if dtype.kind == "bool" else dtype.name[0], dtype.itemsize]
+    for start, size in _chunks(holders[0][1].nbytes):
+        values = (array(code, member.read(entry, start, size)) for member, entry in holders)
+        writer.write_bytes(name, array(code, map(max, *values)).tobytes(), start)

@@ -1,0 +1,214 @@
+"""One model as a source of a running average: tensors in memory, or byte ranges of its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native, ops
+from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from .columns import SourceColumn
+from .dtypes import DType
+from .errors import IncompatibleError, SoupError
+from .file_plan import Member, read_error, real_parts
+from .state_dicts import StateDict, column, some_names
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One averaged tensor: ``elements`` counts reals of type ``dtype`` (a complex number is two of them).
+
+    ``aliases`` are further names tied to it; an ingredient may use any of the names.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    elements: int
+    dtype: DType
+    torch_dtype: torch.dtype
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every ingredient must have: the averaged slots, and the tensors without a mean by name."""
+
+    slots: tuple[Slot, ...]
+    kept: dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+    @classmethod
+    def of(cls, spec: torch.nn.Module | StateDict | Checkpoint) -> Layout:
+        """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot."""
+        if isinstance(spec, Checkpoint):
+            rows = [(n, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for n in spec]
+            rows += [(a, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for a, n in spec.aliases.items()]
+        else:
+            state = spec.state_dict() if isinstance(spec, torch.nn.Module) else spec
+            tensors = column(state, list(state), "the averager's model", "itself")
+            for name, tensor in zip(state, tensors, strict=True):
+                ops.refuse_special(tensor, name)
+            rows = [(n, tuple(t.shape), t.dtype, _identity(n, t)) for n, t in zip(state, tensors, strict=True)]
+        groups: dict[Any, list[str]] = {}
+        for name, _, _, identity in rows:
+            groups.setdefault(identity, []).append(name)
+        slots, kept = [], {}
+        for name, shape, dtype, identity in rows:
+            if not (dtype.is_floating_point or dtype.is_complex):
+                kept[name] = (tuple(shape), dtype)
+            elif groups[identity][0] == name:
+                real, elements = real_parts(ops.dtype_of(torch.empty(0, dtype=dtype)), torch.Size(shape).numel())
+                slots.append(Slot(name, tuple(groups[identity][1:]), tuple(shape), elements, real, dtype))
+        return cls(tuple(slots), kept)
+
+
+def _identity(name: str, tensor: Tensor) -> Any:
+    if tensor.numel() == 0:
+        return name
+    return (*ops.addresses([tensor]), tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+class Ingredient:
+    """A source matched against a layout; a context manager, since its files are open while it is used."""
+
+    def __init__(self, label: str, layout: Layout) -> None:
+        self.label = label
+        self.layout = layout
+        self.dtypes: list[DType] = []
+        self.integers: dict[str, Tensor] = {}
+        self._flats: list[Tensor] = []
+        self._entries: list[TensorEntry] = []
+        self._member: Member | None = None
+
+    @classmethod
+    def of(cls, source: Any, layout: Layout) -> Ingredient:
+        """A module, a state dict, a :class:`Checkpoint` or a path. Raises where it does not fit the layout."""
+        if isinstance(source, torch.nn.Module):
+            source = source.state_dict()
+        if isinstance(source, Mapping):
+            return cls._from_memory(source, layout)
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+        return cls._from_file(checkpoint, layout)
+
+    @classmethod
+    def _from_memory(cls, state: StateDict, layout: Layout) -> Ingredient:
+        self = cls("the ingredient", layout)
+        chosen = self._match(state)
+        tensors = dict(zip(state, column(state, list(state), self.label, "itself"), strict=True))
+        for slot, name in zip(layout.slots, chosen, strict=True):
+            tensor = tensors[name]
+            self._check(slot.name, tensor, slot.shape, slot.torch_dtype)
+            for alias in slot.names:
+                if alias in tensors and alias != name and not torch.equal(tensors[alias], tensor):
+                    found = f"values other than those of {name!r}"
+                    raise IncompatibleError("tied in the model, not here", file=self.label, tensor=alias, found=found)
+            flat = ops.as_reals(tensor).detach().cpu().contiguous()
+            self._flats.append(flat)
+            self.dtypes.append(ops.dtype_of(flat))
+        for name, (shape, dtype) in layout.kept.items():
+            self._check(name, tensors[name], shape, dtype)
+            self.integers[name] = tensors[name].detach().cpu()
+        return self
+
+    @classmethod
+    def _from_file(cls, checkpoint: Checkpoint, layout: Layout) -> Ingredient:
+        self = cls(str(checkpoint.path), layout)
+        self._member = Member(checkpoint)
+        names = [*checkpoint, *checkpoint.aliases]
+        for slot, name in zip(layout.slots, self._match(dict.fromkeys(names)), strict=True):
+            entry = checkpoint.entry(name)
+            self._check_like(slot.name, entry.shape, entry.dtype, slot.shape, slot.torch_dtype)
+            self._entries.append(entry)
+            self.dtypes.append(real_parts(entry.dtype, 0)[0])
+        for name, (shape, dtype) in layout.kept.items():
+            entry = checkpoint.entry(name)
+            self._check_like(name, entry.shape, entry.dtype, shape, dtype)
+            self.integers[name] = checkpoint.tensor(name)
+        return self
+
+    def _match(self, names: Mapping[str, object]) -> list[str]:
+        """For each slot the name under which it is here; all names must be accounted for."""
+        chosen = [next((n for n in slot.names if n in names), None) for slot in self.layout.slots]
+        lacks = [s.name for s, n in zip(self.layout.slots, chosen, strict=True) if n is None]
+        lacks += [n for n in self.layout.kept if n not in names]
+        known = {n for slot in self.layout.slots for n in slot.names} | set(self.layout.kept)
+        extra = [n for n in names if n not in known]
+        if lacks or extra:
+            parts = [
+                f"{word} {some_names(which)}" for word, which in (("lacks", lacks), ("has in addition", extra)) if which
+            ]
+            raise IncompatibleError(
+                "names differ", file=self.label, found="; ".join(parts), expected="the model's names"
+            )
+        return [n for n in chosen if n is not None]
+
+    def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        ops.refuse_special(tensor, name, self.label)
+        self._check_like(name, tuple(tensor.shape), ops.dtype_of(tensor), shape, dtype)
+
+    def _check_like(
+        self, name: str, shape: tuple[int, ...], dtype: DType, wanted: tuple[int, ...], model: torch.dtype
+    ) -> None:
+        if shape != wanted:
+            raise IncompatibleError(
+                "shape differs",
+                file=self.label,
+                tensor=name,
+                found=list(shape),
+                expected=f"{list(wanted)} as in the model",
+            )
+        model_dtype = ops.dtype_of(torch.empty(0, dtype=model))
+        if dtype.kind != model_dtype.kind or (dtype.kind != "float" and dtype != model_dtype):
+            raise IncompatibleError(
+                "dtype differs", file=self.label, tensor=name, found=dtype, expected=f"{model_dtype} as in the model"
+            )
+
+    def __enter__(self) -> Ingredient:
+        if self._member is not None:
+            self._member.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._member is not None:
+            self._member.close()
+
+    def column(self, factors: Sequence[float]) -> SourceColumn:
+        """The places of all slots, for one native call."""
+        if self._member is None:
+            codes = bytes(d.native for d in self.dtypes)
+            result = SourceColumn.in_memory(ops.addresses(self._flats), codes, 0.0)
+            for i, factor in enumerate(factors):
+                result.factor[i] = factor
+            return result
+        result = SourceColumn()
+        for entry, dtype, factor in zip(self._entries, self.dtypes, factors, strict=True):
+            result.add(entry.offset, self._member.fds[entry.file], dtype.native, factor)
+        return result
+
+    def run(self, plan: Any, threads: int, buffer_bytes: int) -> None:
+        """Runs a plan that reads this ingredient; a failed read names file and tensor."""
+        buffer_bytes = max(buffer_bytes, plan.minimum_buffer)
+        try:
+            _native.run(plan, threads=threads, buffer_bytes=buffer_bytes)
+        except _native.load().NativeError as error:
+            raise self._blame(error) from None
+
+    def _blame(self, error: Any) -> SoupError:
+        members = [] if self._member is None else [self._member]
+        return read_error(error, members) or SoupError(str(error.args[0]), file=self.label)
+
+    def slot_values(self, index: int) -> Tensor:
+        """The values of one slot as a flat f64 tensor, read whole; for the rare repair of overflowed sums."""
+        if self._member is None:
+            return self._flats[index].reshape(-1).double()
+        return ops.as_reals(self._member.checkpoint.tensor(self._entries[index].name)).reshape(-1).double()

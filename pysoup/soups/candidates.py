@@ -1,0 +1,160 @@
+"""The candidates of a recipe, and their scores: each is written into the live model and evaluated there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..averager import Averager
+from ..checkpoint import Checkpoint, duplicate_inputs, open_checkpoint
+from ..errors import IncompatibleError, SoupError
+from ..evaluate import HeldOut, Metric, evaluate
+from ..progress import StepProgress
+
+Source = Checkpoint | Mapping[str, Tensor]
+CheckpointLike = str | os.PathLike[str] | Checkpoint | Mapping[str, Tensor]
+Checkpoints = Sequence[CheckpointLike] | Mapping[str, CheckpointLike]
+"""Paths, :class:`Checkpoint` objects or state dictionaries, mixed at will; a mapping gives them names."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One checkpoint: its name in errors and traces, and where its tensors come from."""
+
+    name: str
+    source: Source
+
+
+def open_candidates(checkpoints: Checkpoints) -> list[Candidate]:
+    """Open every checkpoint (headers only), in the given order.
+
+    Names are the paths as given, the keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
+    """
+    if isinstance(checkpoints, (str, bytes, os.PathLike, Checkpoint)):
+        raise SoupError("checkpoints must be a list", found=f"one {type(checkpoints).__name__}")
+    if isinstance(checkpoints, Mapping):
+        if any(isinstance(value, Tensor) for value in checkpoints.values()):
+            raise SoupError("checkpoints must be a list", found="one state dictionary")
+        candidates = [Candidate(str(name), _open(str(name), item)) for name, item in checkpoints.items()]
+    else:
+        candidates = []
+        for index, item in enumerate(checkpoints):
+            name = _name(item, f"checkpoints[{index}]")
+            candidates.append(Candidate(name, _open(name, item)))
+    if not candidates:
+        raise SoupError("no checkpoints given")
+    return candidates
+
+
+def duplicates(candidates: Sequence[Candidate]) -> dict[int, int]:
+    """Position of a candidate with the same bytes as an earlier one -> position of that one."""
+    found: dict[int, int] = {}
+    files = [(index, c.source) for index, c in enumerate(candidates) if isinstance(c.source, Checkpoint)]
+    for one, other in duplicate_inputs([source for _, source in files]):
+        first, later = sorted((files[one][0], files[other][0]))
+        found[later] = min(first, found.get(later, first))
+    seen: dict[int, int] = {}
+    for index, candidate in enumerate(candidates):
+        first = seen.setdefault(id(candidate.source), index)
+        if first != index:
+            found[index] = first
+    return found
+
+
+class Scorer:
+    """Scores candidates in the model itself: one fused call writes the weights, then the held-out data is run."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        averager: Averager,
+        heldout: HeldOut,
+        metric: Metric,
+        *,
+        evaluations: int,
+        progress: StepProgress | None,
+    ) -> None:
+        self.model = model
+        self.averager = averager
+        self.heldout = heldout
+        self.metric = metric
+        self.evaluations = evaluations
+        self.progress = progress
+        self.done = 0
+
+    def with_candidate(self, candidate: Candidate) -> float:
+        """The score of the average of what the averager holds and ``candidate``; the model then holds that average."""
+        with naming(f"loading {candidate.name}", "the model may hold part of it"):
+            self.averager.preview(candidate.source, out=self.model)
+        return self._score(candidate.name)
+
+    def average(self, name: str) -> float:
+        """The score of what the averager holds; the model then holds it."""
+        self.averager.result(out=self.model)
+        return self._score(name)
+
+    def _score(self, name: str) -> float:
+        with naming(f"scoring {name}", "the model holds it"):
+            score = evaluate(self.model, self.heldout, self.metric)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.evaluations, name)
+        return score
+
+
+@contextmanager
+def naming(doing: str, left: str) -> Iterator[None]:
+    """Errors say what was being done and what the model is ``left`` with; the original is their cause."""
+    try:
+        yield
+    except IncompatibleError as error:  # found before anything is written
+        raise _named(error, f"{doing}: {error.what}") from error
+    except SoupError as error:
+        raise _named(error, f"{doing}: {error.what} ({left})") from error
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise SoupError(f"{doing} failed: {text} ({left})") from error
+
+
+def _named(error: SoupError, what: str) -> SoupError:
+    return type(error)(what, file=error.file, tensor=error.tensor, found=error.found, expected=error.expected)
+
+
+def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
+    """Refuse state dictionaries that share memory with the model: writing a candidate would change them."""
+    live = {t.untyped_storage().data_ptr() for t in model.state_dict().values() if isinstance(t, Tensor) and t.numel()}
+    for candidate in candidates:
+        if isinstance(candidate.source, Checkpoint):
+            continue
+        for name, tensor in candidate.source.items():
+            if isinstance(tensor, Tensor) and tensor.numel() and tensor.untyped_storage().data_ptr() in live:
+                raise SoupError(
+                    "the checkpoint shares memory with the model, which is overwritten with every candidate; give a "
+                    "copy",
+                    file=candidate.name,
+                    tensor=name,
+                )
+
+
+def _name(item: CheckpointLike, default: str) -> str:
+    if isinstance(item, Checkpoint):
+        return os.fspath(item.path)
+    return os.fspath(item) if isinstance(item, (str, os.PathLike)) else default
+
+
+def _open(name: str, item: Any) -> Source:
+    if isinstance(item, (str, os.PathLike)):
+        return open_checkpoint(item)
+    if isinstance(item, (Checkpoint, Mapping)):
+        return item
+    hint = "; pass its state_dict()" if isinstance(item, nn.Module) else ""
+    raise SoupError(
+        f"{name} is not a checkpoint{hint}",
+        found=type(item).__name__,
+        expected="a path, a Checkpoint or a state dictionary",
+    )

@@ -1,0 +1,32 @@
+"""Small result files: whole or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.publish import publish_file, remove, remove_stale, temporary_path
+from ..errors import OutputError
+
+
+def write_json(path: str | os.PathLike[str], content: Any, *, overwrite: bool = False) -> None:
+    """Write JSON beside ``path``, flush it and rename; an existing file is an :class:`OutputError` without
+    ``overwrite``."""
+    target = Path(path)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if target.exists() and not overwrite:
+        raise OutputError("the output exists; overwrite=True replaces it", file=target)
+    temporary = temporary_path(target)
+    try:
+        remove_stale(target)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_file(temporary, target, overwrite)
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror}", file=target) from error
+    finally:
+        remove(temporary)

@@ -1,0 +1,112 @@
+"""What a recipe returns: the averaged weights, and how they came about."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .._version import __version__
+from ..checkpoint import save_state_dict
+from ..errors import OutputError
+from .files import write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..averager import Averager
+    from ..evaluate import Direction
+
+
+@dataclass(frozen=True)
+class GreedyStep:
+    """One candidate of a greedy recipe: what it scored, and whether it was kept.
+
+    ``step`` counts from 0; ``index`` is the position in the list of checkpoints. ``single_score`` is the candidate's
+    own score (``None`` if it was not needed), ``candidate_score`` that of the soup with it (``None`` if it was refused
+    unseen), ``best_score_before`` that of the soup without it (``None`` while there is none). ``seconds`` is the time
+    of the step, without the scoring of single models.
+    """
+
+    step: int
+    index: int
+    ingredient: str
+    single_score: float | None
+    candidate_score: float | None
+    best_score_before: float | None
+    accepted: bool
+    ingredients_after: int
+    seconds: float
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary for JSON; a score that JSON has no number for is the text ``float()`` reads back."""
+        return {name: finite(value) for name, value in asdict(self).items()}
+
+
+@dataclass
+class Soup:
+    """Averaged weights, the ingredients in the order of their addition, and their weights (they sum to one).
+
+    ``score`` is on the held-out data (``None`` if there was none), under ``metric`` with its ``direction``; ``trace``
+    has every step of a greedy recipe. The weights are kept as the running sum, apart from the model, so they stay what
+    they are when the model goes on.
+    """
+
+    recipe: str
+    ingredients: list[str]
+    weights: list[float]
+    score: float | None
+    metric: str | None
+    direction: Direction | None
+    trace: list[GreedyStep]
+    averager: Averager = field(repr=False)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The soup as new tensors, with the model's names, shapes and dtypes; rounded once."""
+        return dict(self.averager.result())
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the weights to a ``.safetensors`` file with recipe, ingredients and weights in its metadata.
+
+        Written beside the target and renamed. An existing file is an :class:`OutputError` unless ``overwrite``.
+        """
+        if os.path.splitext(path)[1] != ".safetensors":
+            raise OutputError("a soup is saved as safetensors", file=path, expected="a name ending in .safetensors")
+        save_state_dict(self.state_dict(), path, metadata=self._provenance(), overwrite=overwrite)
+
+    def save_trace(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write :meth:`to_json` to a file, the same way."""
+        write_json(path, self.to_json(), overwrite=overwrite)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors, ready for JSON."""
+        return {
+            "pysoup": __version__,
+            "recipe": self.recipe,
+            **self.options,
+            "metric": self.metric,
+            "direction": self.direction,
+            "score": finite(self.score),
+            "ingredients": self.ingredients,
+            "weights": self.weights,
+            "trace": [step.to_json() for step in self.trace],
+        }
+
+    def _provenance(self) -> dict[str, str]:
+        """Text only, as safetensors metadata must be; ``format`` is what Hugging Face loaders ask for."""
+        return {
+            "format": "pt",
+            "pysoup.version": __version__,
+            "pysoup.recipe": self.recipe,
+            "pysoup.ingredients": json.dumps(self.ingredients),
+            "pysoup.weights": json.dumps(self.weights),
+        }
+
+
+def finite(value: Any) -> Any:
+    """``value``, or the text ``nan``, ``inf`` or ``-inf`` for floats that are not JSON."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,59 @@
+"""The uniform soup: the average of all checkpoints (paper, section 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..averager import Averager
+from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..progress import StepProgress
+from ..weights import check_weights, mix
+from .candidates import Checkpoints, Scorer, open_candidates
+from .soup import Soup
+
+
+def uniform_soup(
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    heldout: HeldOut | Any | None = None,
+    metric: MetricLike = "accuracy",
+    weights: Sequence[float] | None = None,
+    *,
+    progress: StepProgress | None = None,
+) -> Soup:
+    """Average all checkpoints into ``model`` and score the result on ``heldout``, if given.
+
+    ``weights`` (one per checkpoint, any finite numbers with a sum that is not zero) make it a weighted average; they
+    are normalised, and a checkpoint of weight 0 is not read. Checkpoints in files are streamed, never loaded whole. The
+    model holds the soup afterwards and its training flags are as before.
+
+    Raises :class:`WeightsError`, :class:`IncompatibleError` where a checkpoint does not fit the model, and
+    :class:`SoupError` for what goes wrong while scoring.
+    """
+    resolved = as_metric(metric)
+    candidates = open_candidates(checkpoints)
+    law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
+    averager = Averager(model)
+    for member, factor in zip(law.members, law.factors, strict=True):
+        averager.add(candidates[member].source, factor)
+    score = None
+    if heldout is None:
+        averager.result(out=model)
+    else:
+        data = as_heldout(heldout)
+        scorer = Scorer(model, averager, data, resolved, evaluations=1, progress=progress)
+        score = scorer.average("the uniform soup")
+    shares = dict(zip(law.members, law.shares, strict=True))
+    return Soup(
+        recipe="uniform",
+        ingredients=[candidate.name for candidate in candidates],
+        weights=[shares.get(index, 0.0) for index in range(len(candidates))],
+        score=score,
+        metric=None if score is None else resolved.name,
+        direction=None if score is None else resolved.direction,
+        trace=[],
+        averager=averager,
+    )

@@ -1,0 +1,92 @@
+"""Tiny models, pools of perturbed checkpoints and data for the recipe tests, and the recipe in plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+StateDict = dict[str, Tensor]
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 7))
+
+
+def conv_batchnorm() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 8, 2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(16, 7)
+    )
+
+
+class TiedLanguageModel(nn.Module):
+    """Logits over the vocabulary from the embedding itself; two names, one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 12)
+        self.mix = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 7, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.mix(self.embed(ids).mean(1))))
+
+
+@dataclass
+class Output:
+    logits: Tensor
+
+
+class HuggingFaceStyle(nn.Module):
+    """Takes keyword arguments, returns a dataclass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.head = nn.Linear(8, 7)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Output:
+        weight = attention_mask.float().unsqueeze(-1)
+        return Output(self.head((self.embed(input_ids) * weight).sum(1) / weight.sum(1)))
+
+
+def pool(model: nn.Module, count: int, *, spread: float, seed: int = 0) -> list[StateDict]:
+    """``count`` independent state dictionaries around the model's own; tied entries stay one tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for number in range(count):
+        seen: dict[int, Tensor] = {}
+        state: StateDict = {}
+        for name, tensor in model.state_dict().items():
+            if tensor.data_ptr() not in seen:
+                if tensor.is_floating_point():
+                    noise = torch.randn(tensor.shape, generator=generator) * spread
+                    fresh = tensor + (noise.abs() if "var" in name else noise)
+                else:
+                    fresh = tensor + number
+                seen[tensor.data_ptr()] = fresh
+            state[name] = seen[tensor.data_ptr()]
+        result.append(state)
+    return result
+
+
+def plain_mean(states: list[StateDict]) -> StateDict:
+    """The average in float64, in order, rounded once; integers: the largest."""
+    result: StateDict = {}
+    for name, first in states[0].items():
+        if first.is_floating_point():
+            total = first.double()
+            for state in states[1:]:
+                total = total + state[name].double()
+            result[name] = (total / len(states)).to(first.dtype)
+        else:
+            result[name] = torch.stack([state[name] for state in states]).max(0).values
+    return result
+
+
+def same_bits(one: StateDict, other: StateDict) -> bool:
+    return list(one) == list(other) and all(
+        a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()) for a, b in zip(one.values(), other.values(), strict=True)
+    )

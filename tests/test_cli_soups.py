@@ -1,0 +1,125 @@
+"""``pysoup uniform`` and ``pysoup greedy`` from a task file to a directory of results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pysoup.cli import main
+
+TASK = '''
+import torch
+
+class Task:
+    """Labels of a linear rule; held-out and test data differ."""
+
+    def model(self):
+        return torch.nn.Linear(8, 3, bias=False)
+
+    def heldout(self):
+        return self._data(1)
+
+    def tests(self):
+        return {"shifted": self._data(2)}
+
+    def _data(self, seed):
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(300, 8, generator=g)
+        rule = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+        return [(x, (x @ rule.T).argmax(1))]
+'''
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    """The task; beside it two noisy copies of the true weights and one that is all noise."""
+    (tmp_path / "task.py").write_text(TASK)
+    rule = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.Generator().manual_seed(3)
+    for name, scale in (("good", 0.4), ("better", 0.3), ("useless", 30.0)):
+        weight = rule + scale * torch.randn(3, 8, generator=noise)
+        save_file({"weight": weight}, tmp_path / f"{name}.safetensors")
+    return f"{tmp_path / 'task.py'}:Task"
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path) -> list[str]:
+    return [str(tmp_path / f"{name}.safetensors") for name in ("useless", "good", "better")]
+
+
+def test_greedy_keeps_what_helps_and_prints_each_step(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["greedy", "--task", task, *checkpoints, "-o", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    steps = re.findall(r"(\w+)\.safetensors .* (kept|refused)", out)
+    assert [name for name, _ in steps][2] == "useless"
+    assert steps[0][1] == "kept"
+    assert steps[2][1] == "refused"
+    results = json.loads((run / "results.json").read_text())
+    assert set(results["tests"]) == {"shifted"}
+    assert f"held-out accuracy {results['heldout']:.5g}" in out
+    trace = json.loads((run / "trace.json").read_text())["trace"]
+    kept = [load_file(step["ingredient"])["weight"] for step in trace if step["accepted"]]
+    torch.testing.assert_close(load_file(run / "soup.safetensors")["weight"], sum(kept) / len(kept))
+    for name in ("soup.safetensors", "trace.json", "results.json"):
+        assert f"wrote {run / name}" in out
+
+
+def test_uniform_averages_all(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["uniform", "--task", task, *checkpoints, "-o", str(run), "--metric", "nll"]) == 0
+    assert "uniform soup of 3: held-out nll " in capsys.readouterr().out
+    expected = sum(load_file(path)["weight"] for path in checkpoints) / 3
+    torch.testing.assert_close(load_file(run / "soup.safetensors")["weight"], expected)
+
+
+def test_results_of_an_earlier_run_are_kept_unless_forced(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["uniform", "--task", task, *checkpoints, "-o", str(tmp_path / "run")]
+    assert main(command) == 0
+    before = (tmp_path / "run" / "soup.safetensors").stat().st_mtime_ns
+    capsys.readouterr()
+    assert main(command) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert (tmp_path / "run" / "soup.safetensors").stat().st_mtime_ns == before
+    assert main([*command, "--force"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (["--task", "task.py"], "task.py"),
+        (["--task", "nowhere.py:Task"], "nowhere.py"),
+        (["--task", "TASK", "--metric", "charm"], "charm"),
+    ],
+)
+def test_wrong_task_or_metric_is_one_line(
+    wrong: list[str], word: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [task if option == "TASK" else option for option in wrong]
+    assert main(["greedy", *checkpoints, "-o", str(tmp_path / "run"), *options]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("pysoup: error: ")
+    assert err.count("\n") == 1
+    assert word in err
+
+
+def test_demo_refuses_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+    assert main(["demo", "-o", str(tmp_path)]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,151 @@
+"""What ``pysoup greedy`` and ``pysoup uniform`` do: a run directory with the soup, its trace and its results."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from soup_models import mlp, plain_mean, pool, same_bits
+from torch import nn
+
+from pysoup.errors import OutputError, SoupError
+from pysoup.soups import greedy_soup
+from pysoup.soups.command import run_greedy, run_uniform
+
+TASK = """
+import torch
+from torch import nn
+
+def data(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(80, 6, generator=generator), torch.randint(0, 7, (80,), generator=generator)
+
+class Small:
+    metric = "nll"
+
+    def model(self):
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 7))
+
+    def heldout(self):
+        x, y = data(0)
+        return [{"x": x, "y": y}]
+
+    def tests(self):
+        x, y = data(1)
+        return {"same": self.heldout(), "other": [{"x": x, "y": y}]}
+
+    def forward(self, model, batch):
+        return model(batch["x"]), batch["y"]
+
+class BadTest(Small):
+    def tests(self):
+        return {"empty": []}
+
+class NoTests:
+    model = Small.model
+    def heldout(self):
+        return data(0)
+"""
+
+
+@pytest.fixture
+def kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A working directory with ``recipe_task.py`` and five checkpoints, whose paths it is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("recipe_task.py").write_text(TASK)
+    torch.manual_seed(0)
+    for number, state in enumerate(pool(mlp(), 5, spread=0.3)):
+        save_file(state, f"{number}.safetensors")
+    yield [f"{number}.safetensors" for number in range(5)]
+    sys.modules.pop("recipe_task", None)
+
+
+def read(name: str) -> dict[str, object]:
+    return json.loads(Path(name).read_text())
+
+
+def mean_loss(state: dict[str, torch.Tensor], seed: int) -> float:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(80, 6, generator=generator), torch.randint(0, 7, (80,), generator=generator)
+    model = mlp().eval()
+    model.load_state_dict(state)
+    return nn.functional.cross_entropy(model(x), y).item()
+
+
+def test_a_greedy_run_leaves_soup_trace_and_results(kitchen: list[str]) -> None:
+    soup = run_greedy("recipe_task.py:Small", kitchen, "runs/one")
+    assert sorted(path.name for path in Path("runs/one").iterdir()) == [
+        "results.json",
+        "soup.safetensors",
+        "trace.json",
+    ]
+    weights = load_file("runs/one/soup.safetensors")
+    expected = plain_mean([load_file(path) for path in soup.ingredients])
+    assert same_bits(dict(sorted(weights.items())), dict(sorted(expected.items())))
+    assert read("runs/one/trace.json") == soup.to_json()
+    results = read("runs/one/results.json")
+    assert (results["metric"], results["direction"], results["recipe"]) == ("nll", "min", "greedy")
+    assert results["heldout"] == soup.score == results["tests"]["same"]
+    assert results["tests"]["other"] == pytest.approx(mean_loss(expected, 1), rel=1e-6)
+
+
+def test_a_uniform_run_takes_every_checkpoint(kitchen: list[str]) -> None:
+    soup = run_uniform("recipe_task.py:NoTests", kitchen, "run")
+    assert soup.ingredients == kitchen
+    results = read("run/results.json")
+    assert (results["metric"], results["tests"]) == ("accuracy", {})
+    expected = plain_mean([load_file(path) for path in kitchen])
+    assert same_bits(dict(sorted(load_file("run/soup.safetensors").items())), dict(sorted(expected.items())))
+
+
+def test_metric_and_rule_are_passed_on(kitchen: list[str]) -> None:
+    soup = run_greedy("recipe_task.py:Small", kitchen, "run", metric="top5", accept=">")
+    assert (soup.metric, soup.options) == ("top5", {"accept": ">", "order": "score"})
+
+
+def test_tests_do_not_select(kitchen: list[str]) -> None:
+    with_tests = run_greedy("recipe_task.py:Small", kitchen, "one", metric="accuracy")
+    without = run_greedy("recipe_task.py:NoTests", kitchen, "two", metric="accuracy")
+    assert with_tests.ingredients == without.ingredients
+    assert with_tests.score == without.score
+
+
+def test_results_are_not_overwritten_unasked(kitchen: list[str]) -> None:
+    first = run_greedy("recipe_task.py:Small", kitchen[:2], "run")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    with pytest.raises(OutputError, match="results of an earlier run are there"):
+        run_uniform("absent.py:Small", kitchen, "run")
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    second = run_uniform("recipe_task.py:Small", kitchen, "run", overwrite=True)
+    assert first.ingredients != second.ingredients
+    assert read("run/results.json")["recipe"] == read("run/trace.json")["recipe"] == "uniform"
+
+
+def test_the_output_may_not_be_an_ingredient(kitchen: list[str]) -> None:
+    run_uniform("recipe_task.py:Small", kitchen[:2], "run")
+    with pytest.raises(OutputError, match=r"run/soup.safetensors: the output is one of the checkpoints"):
+        run_greedy("recipe_task.py:Small", [*kitchen, "run/soup.safetensors"], "run", overwrite=True)
+
+
+def test_a_failing_test_set_is_named_and_the_soup_is_kept(kitchen: list[str]) -> None:
+    with pytest.raises(SoupError, match=r"scoring test set empty: the held-out set is empty \(the soup is saved\)"):
+        run_greedy("recipe_task.py:BadTest", kitchen, "run")
+    assert sorted(path.name for path in Path("run").iterdir()) == ["soup.safetensors", "trace.json"]
+
+
+def test_a_run_equals_the_call(kitchen: list[str]) -> None:
+    soup = run_greedy("recipe_task.py:NoTests", kitchen, "run")
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(80, 6, generator=generator), torch.randint(0, 7, (80,), generator=generator)
+    assert greedy_soup(kitchen, mlp(), data).ingredients == soup.ingredients
+
+
+def test_a_file_in_the_place_of_the_directory_is_an_error(kitchen: list[str]) -> None:
+    with pytest.raises(OutputError, match="cannot make the directory"):
+        run_uniform("recipe_task.py:Small", kitchen, kitchen[0])

@@ -1,0 +1,132 @@
+"""The uniform soup, and what a soup saves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from soup_models import TiedLanguageModel, conv_batchnorm, mlp, plain_mean, pool, same_bits
+from torch import nn
+
+from pysoup import average_state_dicts
+from pysoup.checkpoint import open_checkpoint
+from pysoup.errors import OutputError, SoupError, WeightsError
+from pysoup.soups import uniform_soup
+
+X = torch.randn(60, 6, generator=torch.Generator().manual_seed(5))
+Y = torch.arange(60) % 7
+
+
+@pytest.mark.parametrize("make", [mlp, conv_batchnorm, TiedLanguageModel])
+def test_uniform_is_the_average_of_all_in_the_model(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = make().train()
+    states = pool(model, 4, spread=0.5)
+    save_file({k: v.clone() for k, v in states[2].items()}, tmp_path / "2.safetensors")
+    soup = uniform_soup([*states[:2], tmp_path / "2.safetensors", states[3]], model)
+    assert same_bits(dict(model.state_dict()), plain_mean(states))
+    assert same_bits(soup.state_dict(), plain_mean(states))
+    assert soup.weights == [0.25] * 4
+    assert soup.ingredients[2] == str(tmp_path / "2.safetensors")
+    assert (soup.score, soup.metric, soup.direction, soup.trace) == (None, None, None, [])
+    assert all(module.training for module in model.modules())
+
+
+def test_uniform_scores_the_average_on_held_out_data() -> None:
+    torch.manual_seed(0)
+    model = mlp().train()
+    soup = uniform_soup(pool(model, 3, spread=0.5), model, (X, Y))
+    with torch.no_grad():
+        expected = (model.eval()(X).argmax(1) == Y).sum().item() / 60
+    assert (soup.score, soup.metric, soup.direction) == (expected, "accuracy", "max")
+
+
+def test_weights_are_normalised_and_may_be_negative() -> None:
+    model = nn.Linear(3, 2)
+    states = pool(model, 3, spread=1.0)
+    soup = uniform_soup(states, model, weights=[3, -1, 2])
+    assert soup.weights == [0.75, -0.25, 0.5]
+    expected = 0.75 * states[0]["weight"] - 0.25 * states[1]["weight"] + 0.5 * states[2]["weight"]
+    assert torch.allclose(model.weight, expected, atol=1e-6)
+
+
+def test_weights_give_the_bits_of_the_plain_average() -> None:
+    model = nn.Linear(30, 20)
+    states = pool(model, 4, spread=1.0)
+    for weights in (None, [2, 2, 2, 2], [3, -1, 2, 0], [0.1, 0.2, 0.3, 0.7]):
+        soup = uniform_soup(states, model, weights=weights)
+        assert same_bits(dict(model.state_dict()), average_state_dicts(states, weights))
+        assert sum(soup.weights) == pytest.approx(1.0)
+    assert uniform_soup(states, model, weights=[3, -1, 2, 0]).weights == [0.75, -0.25, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1.0], "wrong number of weights: found 1, expected 2"),
+        ([1.0, -1.0], "found sum 0"),
+        ([1.0, math.nan], "weight 2 is not finite"),
+    ],
+)
+def test_wrong_weights_are_refused(weights: list[float], message: str) -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(WeightsError, match=message):
+        uniform_soup(pool(model, 2, spread=1.0), model, weights=weights)
+
+
+def test_no_checkpoints_is_an_error() -> None:
+    with pytest.raises(SoupError, match="no checkpoints given"):
+        uniform_soup([], nn.Linear(3, 2))
+
+
+def test_a_saved_soup_loads_with_the_safetensors_library_and_says_what_it_is(tmp_path: Path) -> None:
+    model = mlp()
+    states = pool(model, 2, spread=1.0)
+    path = tmp_path / "soup.safetensors"
+    soup = uniform_soup(states, model, (X, Y))
+    soup.save(path)
+    assert same_bits(dict(sorted(load_file(path).items())), dict(sorted(plain_mean(states).items())))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    assert metadata["pysoup.recipe"] == "uniform"
+    assert json.loads(metadata["pysoup.ingredients"]) == ["checkpoints[0]", "checkpoints[1]"]
+    assert json.loads(metadata["pysoup.weights"]) == [0.5, 0.5]
+    before = path.read_bytes()
+    with pytest.raises(OutputError):
+        soup.save(path)
+    with pytest.raises(OutputError, match=r"ending in \.safetensors"):
+        soup.save(tmp_path / "soup.ckpt")
+    soup.save(path, overwrite=True)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["soup.safetensors"]
+
+
+def test_tied_tensors_are_saved_once_and_tied_again(tmp_path: Path) -> None:
+    model = TiedLanguageModel()
+    uniform_soup(pool(model, 2, spread=1.0), model).save(tmp_path / "soup.safetensors")
+    assert model.head.weight is model.embed.weight
+    saved = open_checkpoint(tmp_path / "soup.safetensors")
+    assert saved.aliases == {"head.weight": "embed.weight"}
+    assert same_bits(dict(sorted(saved.state_dict().items())), dict(sorted(model.state_dict().items())))
+
+
+def test_a_trace_is_saved_whole_and_not_overwritten_unasked(tmp_path: Path) -> None:
+    model = mlp()
+    soup = uniform_soup(pool(model, 2, spread=1.0), model, (X, Y), "nll")
+    path = tmp_path / "trace.json"
+    soup.save_trace(path)
+    assert json.loads(path.read_text()) == soup.to_json()
+    assert soup.to_json()["metric"] == "nll"
+    with pytest.raises(OutputError, match="the output exists"):
+        soup.save_trace(path)
+    soup.save_trace(path, overwrite=True)
+    with pytest.raises(OutputError, match="cannot write: No such file"):
+        soup.save_trace(tmp_path / "absent" / "trace.json")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["trace.json"]
