@@ -1,4 +1,4 @@
-"""Builds the native module by calling CMake; every compiler flag is in CMakeLists.txt, all metadata in pyproject.toml."""
+"""Builds the native module by calling CMake; compiler flags are in CMakeLists.txt, metadata in pyproject.toml."""
 
 import os
 import subprocess

@@ -19,7 +19,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"checkpoint", "columns"}),
     frozenset({"ops", "file_plan"}),
     frozenset({"state_dicts"}),
-    frozenset({"ingredient"}),
+    frozenset({"ingredient", "bound"}),
     frozenset({"average", "averager", "evaluate"}),
     frozenset({"soups", "finetune"}),
     frozenset({"analysis"}),

@@ -45,8 +45,9 @@ class Column {
 
 py::ssize_t length(const py::buffer& column) { return column.request().size; }
 
-// Columns have one row a segment (S) or one a source and segment, source-major (K x S). A source whose fd is -2 takes no
-// part in that segment. Checked here: codes, counts and accumulators; the addresses themselves are the caller's word.
+// Columns have one row a segment (S) or one a source and segment, source-major (K x S). A source whose fd is -2 takes
+// no part in that segment. Checked here: codes, counts and accumulators; the addresses themselves are the caller's
+// word.
 std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, const py::buffer& dst_fd,
                                 const py::buffer& dst_dtype, const py::buffer& accumulator, const py::buffer& divisor,
                                 const py::buffer& src_at, const py::buffer& src_fd, const py::buffer& src_dtype,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Scalar conversions between the element types: what one element means. Compiled for host and device alike, and by every
-// ISA unit, hence force-inlined and free of std::.
+// Scalar conversions between the element types: what one element means. Compiled for host and device alike, and by
+// every ISA unit, hence force-inlined and free of std::.
 #pragma once
 
 #include <stdint.h>

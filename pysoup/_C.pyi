@@ -1,6 +1,8 @@
 """Typed signatures of the native module (csrc/bindings.cpp). Columns are one-dimensional contiguous buffers."""
 
-from collections.abc import Buffer, Callable, Sequence
+from collections.abc import Callable, Sequence
+
+from typing_extensions import Buffer
 
 compiler: str
 build_type: str

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ._version import __version__
 from .errors import BackendError
 
 _forced_isa: ContextVar[str | None] = ContextVar("forced_isa", default=None)
@@ -103,8 +104,6 @@ def run(plan: Any, *, threads: int, buffer_bytes: int = 0, progress: Callable[[i
 
 def capabilities() -> dict[str, Any]:
     """What the build and this machine offer; the source of ``pysoup doctor``."""
-    from . import __version__
-
     native = load()
     return {
         "version": __version__,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _native
+from ._version import __version__
 from .checkpoint import (
     Checkpoint,
     CheckpointWriter,
@@ -183,8 +184,6 @@ def _writer(
     members: Sequence[int],
 ) -> CheckpointWriter:
     """The output: in the order and with the shards of the first input, provenance in the metadata."""
-    from . import __version__
-
     first = checkpoints[0]
     is_directory = output.suffix != ".safetensors" and (first.is_directory or output.suffix == "" or output.is_dir())
     one_file = not is_directory or not first.is_directory

@@ -18,12 +18,12 @@ from . import _native, ops
 from .bound import BoundAverage
 from .checkpoint import Checkpoint, open_checkpoint
 from .columns import ACC_F32, ACC_F64, MEMORY, Columns, SourceColumn, accumulator
-from .dtypes import F32, F64
+from .dtypes import F32, F64, DType
 from .errors import IncompatibleError, SoupError, WeightsError
 from .ingredient import Ingredient, Layout, Slot
 from .integers import check_policy
 from .sizes import parse_size
-from .state_dicts import StateDict, merge_integers, module_state
+from .state_dicts import StateDict, column, merge_integers, module_state
 
 # The f32 sum is kept 2^-16 smaller: exact for all types of 16 bits and fewer, and a sum that would overflow f32 on the
 # way to a finite mean is not lost. See the contract in csrc/kernels.h.
@@ -65,6 +65,7 @@ class Averager:
         self._integer_values: dict[str, Tensor] = {}
         self._accumulators: list[int] = []
         self._offsets: list[int] = []
+        self._first_dtypes: list[DType] = []
 
     def add(self, source: Source, weight: float = 1.0) -> None:
         """Adds one model. With weights other than 1 the result is the weighted sum over the sum of the weights.
@@ -87,6 +88,18 @@ class Averager:
         self._integer_values = integers
         self.count += 1
         self.total += weight
+
+    def check(self, sources: Sequence[Source]) -> None:
+        """Raises what adding these models in this order would raise for names, shapes and types; reads no weights.
+
+        A pool of checkpoints is checked so before the first of them is evaluated.
+        """
+        first: Ingredient | None = None
+        for source in sources:
+            ingredient = Ingredient.of(source, self._layout)
+            first = first or ingredient
+            for slot, one, other in zip(self._layout.slots, first.dtypes, ingredient.dtypes, strict=True):
+                _check_width(slot, one, other, ingredient.label)
 
     def result(self, out: torch.nn.Module | StateDict | None = None) -> dict[str, Any]:
         """The average so far, each element rounded once to the dtype of ``spec``, or of ``out`` where it is given.
@@ -121,6 +134,7 @@ class Averager:
     def _choose_accumulators(self, ingredient: Ingredient) -> None:
         """The first ingredient's dtypes decide each tensor's accumulator, as they would in one call over all."""
         slots = self._layout.slots
+        self._first_dtypes = ingredient.dtypes
         self._accumulators = [accumulator([d], s.dtype) for s, d in zip(slots, ingredient.dtypes, strict=True)]
         sizes = {ACC_F32: 0, ACC_F64: 0}
         self._offsets = []
@@ -137,19 +151,8 @@ class Averager:
         self._small_sum = torch.zeros(self._sizes[ACC_F64], dtype=torch.float64) if wide else None
 
     def _check_dtypes(self, ingredient: Ingredient) -> None:
-        for slot, dtype, acc in zip(self._layout.slots, ingredient.dtypes, self._accumulators, strict=True):
-            late = dtype == F64 and self.count > 0 and self._small_sum is None
-            if late or accumulator([dtype], slot.dtype) != acc:
-                expected = (
-                    "f64 from the first on" if late else "16 bits or fewer, as the first, whose sum is kept in f32"
-                )
-                raise IncompatibleError(
-                    "wider than the first ingredient",
-                    file=ingredient.label,
-                    tensor=slot.name,
-                    found=dtype,
-                    expected=expected,
-                )
+        for slot, one, other in zip(self._layout.slots, self._first_dtypes, ingredient.dtypes, strict=True):
+            _check_width(slot, one, other, ingredient.label)
 
     def _sum_column(self, factor_f32: float) -> SourceColumn:
         """The running sum as a source or a destination; ``factor_f32`` undoes the scale of the f32 part."""
@@ -237,21 +240,15 @@ class Averager:
 
     def _targets(self, out: torch.nn.Module | StateDict | None) -> dict[str, Tensor]:
         """Where the result goes: the tensors of ``out``, or new ones; tied names share one tensor."""
-        names = [n for slot in self._layout.slots for n in slot.names] + list(self._layout.kept)
         if out is not None:
             state = module_state(out)
-            missing = [n for n in names if n not in state]
-            if missing or len(state) != len(names):
-                raise IncompatibleError(
-                    "names differ", file="out", found=f"{len(state)} names", expected=f"{len(names)}"
-                )
-            return {name: state[name] for name in state}
+            return dict(zip(self._layout.names, column(state, self._layout.names, "out", "the averager"), strict=True))
         fresh: dict[str, Tensor] = {}
         for slot in self._layout.slots:
             tensor = ops.fresh(slot.shape, slot.torch_dtype)
             fresh.update(dict.fromkeys(slot.names, tensor))
         fresh.update({n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in self._layout.kept.items()})
-        return fresh
+        return {name: fresh[name] for name in self._layout.names}
 
     def _deliver(self, targets: Mapping[str, Tensor], flats: Sequence[Tensor], integers: Mapping[str, Tensor]) -> None:
         """What could not be written in place, copied; then autograd is told."""
@@ -285,6 +282,13 @@ def _check_target(slot: Slot, flat: Tensor, acc: int) -> None:
     if acc == ACC_F32 and accumulator([slot.dtype], dtype) != ACC_F32:
         expected = f"{slot.dtype}: the sum is kept in f32"
         raise IncompatibleError("out has a wider dtype", tensor=slot.name, found=dtype, expected=expected)
+
+
+def _check_width(slot: Slot, first: DType, dtype: DType, label: str) -> None:
+    """The first ingredient decides in what a tensor is summed; a later one must not need more."""
+    if accumulator([dtype], slot.dtype) != accumulator([first], slot.dtype) or (dtype == F64 and first != F64):
+        expected = f"no more than the first's {first}, which decides in what the sum is kept"
+        raise IncompatibleError("wider than the first", file=label, tensor=slot.name, found=dtype, expected=expected)
 
 
 def _checked(weight: float) -> float:

@@ -27,8 +27,8 @@ class BoundAverage:
     """``out = average(state_dicts)``, as :func:`pysoup.average_state_dicts`, for the same tensors again and again.
 
     All checks are made here, once; :meth:`run` only confirms that no tensor has moved to other memory. Inputs and
-    output must be contiguous CPU tensors that are not tied; the state dicts and ``out`` are kept alive. Without ``out`` new
-    tensors are made once and overwritten by every run.
+    output must be contiguous CPU tensors that are not tied; the state dicts and ``out`` are kept alive. Without ``out``
+    new tensors are made once and overwritten by every run.
     """
 
     def __init__(

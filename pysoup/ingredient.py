@@ -44,6 +44,8 @@ class Layout:
 
     slots: tuple[Slot, ...]
     kept: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    names: tuple[str, ...]
+    """All names, aliases too, in the order of the model."""
 
     @classmethod
     def of(cls, spec: torch.nn.Module | StateDict | Checkpoint) -> Layout:
@@ -67,7 +69,7 @@ class Layout:
             elif groups[identity][0] == name:
                 real, elements = real_parts(ops.dtype_of(torch.empty(0, dtype=dtype)), torch.Size(shape).numel())
                 slots.append(Slot(name, tuple(groups[identity][1:]), tuple(shape), elements, real, dtype))
-        return cls(tuple(slots), kept)
+        return cls(tuple(slots), kept, tuple(row[0] for row in rows))
 
 
 def _identity(name: str, tensor: Tensor) -> Any:

@@ -34,8 +34,9 @@ def average_state_dicts(
 
     ``state_dicts`` map equal names to tensors (or numpy arrays, or a mix) of equal shapes, on one device. ``weights``
     are K numbers, normalised to sum 1 unless ``normalize=False``; negative ones are allowed, and an ingredient of
-    weight 0 is not read. ``dtype`` is the floating-point type of the result, required where the inputs' types differ; the sum
-    is kept in f32 if all inputs and the result have 16 bits or fewer, in f64 otherwise. Complex ones keep their type.
+    weight 0 is not read. ``dtype`` is the floating-point type of the result, required where the inputs' types differ;
+    the sum is kept in f32 if all inputs and the result have 16 bits or fewer, in f64 otherwise. Complex ones keep
+    their type.
 
     ``out`` (a state dict or a module) is written in place and may be one of the inputs. Otherwise the result is new: an
     ``OrderedDict`` (with its ``_metadata``) where the first input is one, tied where every input is tied.

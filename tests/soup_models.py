@@ -63,7 +63,7 @@ def pool(model: nn.Module, count: int, *, spread: float, seed: int = 0) -> list[
             if tensor.data_ptr() not in seen:
                 if tensor.is_floating_point():
                     noise = torch.randn(tensor.shape, generator=generator) * spread
-                    fresh = tensor + (noise.abs() if "var" in name else noise)
+                    fresh = tensor + (noise.abs() if "var" in name else noise).to(tensor.dtype)
                 else:
                     fresh = tensor + number
                 seen[tensor.data_ptr()] = fresh
@@ -73,13 +73,14 @@ def pool(model: nn.Module, count: int, *, spread: float, seed: int = 0) -> list[
 
 
 def plain_mean(states: list[StateDict]) -> StateDict:
-    """The average in float64, in order, rounded once; integers: the largest."""
+    """The average in order, rounded once, in float64 (16-bit types: in float32); integers: the largest."""
     result: StateDict = {}
     for name, first in states[0].items():
         if first.is_floating_point():
-            total = first.double()
+            wide = torch.float64 if first.element_size() > 2 else torch.float32
+            total = first.to(wide)
             for state in states[1:]:
-                total = total + state[name].double()
+                total = total + state[name].to(wide)
             result[name] = (total / len(states)).to(first.dtype)
         else:
             result[name] = torch.stack([state[name] for state in states]).max(0).values
@@ -87,6 +88,7 @@ def plain_mean(states: list[StateDict]) -> StateDict:
 
 
 def same_bits(one: StateDict, other: StateDict) -> bool:
-    return list(one) == list(other) and all(
-        a.dtype == b.dtype and torch.equal(a.cpu(), b.cpu()) for a, b in zip(one.values(), other.values(), strict=True)
+    """Same names, dtypes and values, in any order of names."""
+    return one.keys() == other.keys() and all(
+        one[name].dtype == tensor.dtype and torch.equal(one[name].cpu(), tensor.cpu()) for name, tensor in other.items()
     )

@@ -87,7 +87,7 @@ def test_a_greedy_run_leaves_soup_trace_and_results(kitchen: list[str]) -> None:
     ]
     weights = load_file("runs/one/soup.safetensors")
     expected = plain_mean([load_file(path) for path in soup.ingredients])
-    assert same_bits(dict(sorted(weights.items())), dict(sorted(expected.items())))
+    assert same_bits(weights, expected)
     assert read("runs/one/trace.json") == soup.to_json()
     results = read("runs/one/results.json")
     assert (results["metric"], results["direction"], results["recipe"]) == ("nll", "min", "greedy")
@@ -101,7 +101,7 @@ def test_a_uniform_run_takes_every_checkpoint(kitchen: list[str]) -> None:
     results = read("run/results.json")
     assert (results["metric"], results["tests"]) == ("accuracy", {})
     expected = plain_mean([load_file(path) for path in kitchen])
-    assert same_bits(dict(sorted(load_file("run/soup.safetensors").items())), dict(sorted(expected.items())))
+    assert same_bits(load_file("run/soup.safetensors"), expected)
 
 
 def test_metric_and_rule_are_passed_on(kitchen: list[str]) -> None:
@@ -144,6 +144,12 @@ def test_a_run_equals_the_call(kitchen: list[str]) -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(80, 6, generator=generator), torch.randint(0, 7, (80,), generator=generator)
     assert greedy_soup(kitchen, mlp(), data).ingredients == soup.ingredients
+
+
+def test_a_task_that_does_not_load_leaves_no_directory(kitchen: list[str]) -> None:
+    with pytest.raises(SoupError, match="no task 'Smal'"):
+        run_uniform("recipe_task.py:Smal", kitchen, "run")
+    assert not Path("run").exists()
 
 
 def test_a_file_in_the_place_of_the_directory_is_an_error(kitchen: list[str]) -> None:

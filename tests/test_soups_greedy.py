@@ -174,6 +174,27 @@ def test_greedy_equals_the_recipe_on_models(
     assert [tensor.data_ptr() for tensor in model.state_dict().values()] == places
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_running_sum_is_never_rounded_between_steps(dtype: torch.dtype) -> None:
+    model = nn.Linear(40, 30).to(dtype)
+    states = pool(model, 9, spread=1.0)
+    soup = greedy_soup(
+        states, model, (torch.zeros(1, 40, dtype=dtype), torch.zeros(1).long()), Metric(lambda x, y: 1.0, "max")
+    )
+    assert len(soup.ingredients) == 9
+    assert same_bits(dict(model.state_dict()), plain_mean(states))
+
+
+def test_the_model_trains_on_afterwards() -> None:
+    model, _, soup = fixture_run()
+    before = soup.state_dict()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, y = images()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    assert not same_bits(dict(model.state_dict()), before)
+
+
 def fixture_run(**options: object) -> tuple[nn.Module, list[StateDict], object]:
     torch.manual_seed(2)
     model = mlp()
@@ -326,8 +347,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model = mlp()
     states = pool(model, 2, spread=0.1)
     states[1]["extra"] = torch.zeros(1)
-    with pytest.raises(IncompatibleError, match="extra"):
+    with pytest.raises(IncompatibleError, match=r"^(tensor 'extra': )?loading checkpoints\[1\]: .*") as caught:
         greedy_soup(states, model, images())
+    assert "extra" in str(caught.value)
+    save_file(states[1], tmp_path / "other.safetensors")
+    with pytest.raises(IncompatibleError, match=r"^\S*other\.safetensors: .*"):
+        greedy_soup([states[0], tmp_path / "other.safetensors"], model, images())
     with pytest.raises(SoupError, match="absent"):
         greedy_soup([states[0], tmp_path / "absent.safetensors"], model, images())
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The kernels compiled for generic. Flags are in CMakeLists.txt; no std:: header may be included here.
 
-
 #include "../kernels.h"
 #include "../scalar.h"
 #include "tables.h"

@@ -177,8 +177,8 @@ static void store_any(uint8_t type, char* dst, const typename L::Scalar* acc, si
 
 // All sources of one block into acc: runs of equal type, at most kGroup at a time.
 template <class L>
-static void accumulate_block(typename L::Scalar* acc, const WeightedSumArgs& args,
-                             const typename L::Scalar* weights, size_t begin, size_t n) {
+static void accumulate_block(typename L::Scalar* acc, const WeightedSumArgs& args, const typename L::Scalar* weights,
+                             size_t begin, size_t n) {
   const char* group[kGroup];
   for (size_t k = 0; k < args.count;) {
     uint8_t type = args.dtypes[k];

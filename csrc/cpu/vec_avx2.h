@@ -34,10 +34,8 @@ struct LanesF32 {
       __m256i bits = _mm256_castps_si256(x);
       __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
       // The canonical NaN 0x7FC00000 only gains 0x7FFF below its upper half: no special case.
-      __m256i rounded = _mm256_srli_epi32(
-          _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
-      __m128i packed =
-          _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+      __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+      __m128i packed = _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
     }
   }
@@ -84,7 +82,8 @@ struct LanesF64 {
 static inline void stream_copy(char* dst, const char* src, size_t bytes) {
   size_t i = 0;
   for (; i + 32 <= bytes; i += 32) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i), _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i)));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(dst + i),
+                        _mm256_load_si256(reinterpret_cast<const __m256i*>(src + i)));
   }
   if (i < bytes) __builtin_memcpy(dst + i, src + i, bytes - i);
 }

@@ -29,8 +29,8 @@ struct LanesF32 {
   }
   template <uint8_t kType>
   static void store_as(char* p, V a) {
-    V x = _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q),
-                             _mm512_castsi512_ps(_mm512_set1_epi32(kNanF32)));
+    V x =
+        _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_castsi512_ps(_mm512_set1_epi32(kNanF32)));
     if constexpr (kType == kF32) _mm512_storeu_ps(p, x);
     if constexpr (kType == kF16) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
@@ -39,8 +39,7 @@ struct LanesF32 {
       __m512i bits = _mm512_castps_si512(x);
       __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
       // The canonical NaN 0x7FC00000 only gains 0x7FFF below its upper half: no special case.
-      __m512i rounded = _mm512_srli_epi32(
-          _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+      __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
     }
   }
@@ -66,8 +65,8 @@ struct LanesF64 {
   }
   template <uint8_t kType>
   static void store_as(char* p, V a) {
-    V x = _mm512_mask_mov_pd(a, _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q),
-                             _mm512_castsi512_pd(_mm512_set1_epi64(kNanF64)));
+    V x =
+        _mm512_mask_mov_pd(a, _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q), _mm512_castsi512_pd(_mm512_set1_epi64(kNanF64)));
     if constexpr (kType == kF64) _mm512_storeu_pd(p, x);
     if constexpr (kType == kF32) _mm256_storeu_ps(reinterpret_cast<float*>(p), _mm512_cvtpd_ps(x));
     if constexpr (kType == kF16) {

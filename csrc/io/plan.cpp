@@ -32,9 +32,9 @@ constexpr auto kTickInterval = std::chrono::milliseconds(50);
 std::size_t align_up(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 struct SegmentCost {
-  std::uint64_t moved = 0;     // bytes per element, read and written
-  std::size_t buffered = 0;    // bytes per element that pass through a buffer
-  std::size_t buffers = 0;     // number of those buffers
+  std::uint64_t moved = 0;   // bytes per element, read and written
+  std::size_t buffered = 0;  // bytes per element that pass through a buffer
+  std::size_t buffers = 0;   // number of those buffers
 };
 
 SegmentCost cost_of(const Plan& plan, const Segment& segment) {
@@ -74,7 +74,8 @@ class Run {
     std::uint64_t chunks = 0;
     for (const Segment& segment : plan.segments) {
       SegmentCost cost = cost_of(plan, segment);
-      std::uint64_t elements = cost.buffers > 0 ? buffered_chunk(cost) : kMemoryChunk / std::max<std::uint64_t>(cost.moved, 1);
+      std::uint64_t elements =
+          cost.buffers > 0 ? buffered_chunk(cost) : kMemoryChunk / std::max<std::uint64_t>(cost.moved, 1);
       elements = std::max(elements / kGranule * kGranule, kGranule);
       needs_buffer_ |= cost.buffers > 0;
       bytes_ += cost.moved * segment.n;

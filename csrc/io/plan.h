@@ -59,9 +59,9 @@ std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan);
 // The smallest buffer_bytes that a plan can run with.
 std::size_t plan_minimum_buffer(const Plan& plan);
 
-// Carries the plan out and returns true, or false if tick stopped it. Throws Error for a failed read or write; the other
-// threads then end after their current chunk. Caller must keep memory, files and plan alive and unshared meanwhile.
-// The bits do not depend on threads or buffer_bytes.
+// Carries the plan out and returns true, or false if tick stopped it. Throws Error for a failed read or write; the
+// other threads then end after their current chunk. Caller must keep memory, files and plan alive and unshared
+// meanwhile. The bits do not depend on threads or buffer_bytes.
 bool run_plan(const Plan& plan, const KernelTable& kernels, const RunOptions& options, const Tick& tick);
 
 }  // namespace soup

@@ -173,7 +173,7 @@ class Checkpoint:
             os.close(self.open_file(file))
 
     def open_file(self, file: int) -> int:
-        """A descriptor of one file, for positional reads; the caller closes it. Raises CheckpointError if it changed."""
+        """A descriptor of one file for positional reads; the caller closes it. CheckpointError if it changed."""
         fd = open_file(self.files[file])
         now, then = FileStamp.of(os.fstat(fd)), self.stamps[file]
         if now != then:

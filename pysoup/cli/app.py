@@ -142,8 +142,10 @@ def greedy(
 @app.command()
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="The directory to write to.")] = "runs/demo",
-    seed: Annotated[int, typer.Option(help="Seed of the data split, the initial model and the fine-tuning.")] = 0,
-    force: Force = False,
+    seed: Annotated[int, typer.Option(help="Seed of the hyperparameters and the fine-tuning.")] = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a directory with files: a stopped demo goes on, another is replaced.")
+    ] = False,
 ) -> None:
     """Fine-tune small models on data that ships with a library, make soups of them, and compare: a few minutes."""
     from . import models

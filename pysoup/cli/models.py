@@ -13,12 +13,10 @@ from .text import printable, table
 if TYPE_CHECKING:
     from ..soups import Soup
 
-_DEMO_NEEDS = ("torch", "numpy", "mlxtend", "sklearn", "matplotlib")
-
 
 def uniform(task: str, checkpoints: list[str], output: str, *, metric: str | None, overwrite: bool) -> None:
     """Make the uniform soup, and print its score and the files written."""
-    _require("torch", ("torch",))
+    _require_torch()
     from ..soups.command import run_uniform
 
     with step_bar("uniform soup") as progress:
@@ -30,7 +28,7 @@ def greedy(
     task: str, checkpoints: list[str], output: str, *, metric: str | None, accept: Literal[">=", ">"], overwrite: bool
 ) -> None:
     """Make the greedy soup, and print each step, the score and the files written."""
-    _require("torch", ("torch",))
+    _require_torch()
     from ..soups.command import run_greedy
 
     with step_bar("greedy soup") as progress:
@@ -48,7 +46,6 @@ def greedy(
 
 def demo(output: str, *, seed: int, overwrite: bool) -> None:
     """Run the demo in ``output``, which must be new or empty unless ``overwrite``."""
-    _require("demo", _DEMO_NEEDS)
     from .. import demo as kitchen
 
     folder = Path(output)
@@ -69,7 +66,6 @@ def _score(score: float | None) -> str:
     return "-" if score is None else f"{score:.5g}"
 
 
-def _require(extra: str, modules: tuple[str, ...]) -> None:
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        raise BackendError(f"not installed: {', '.join(missing)}; pip install 'model-soups[{extra}]'")
+def _require_torch() -> None:
+    if find_spec("torch") is None:
+        raise BackendError("soups of models need torch: pip install 'model-soups[torch]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,6 +27,16 @@ class Hyperparameters:
     augment_ops: int = 0
     augment_magnitude: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "weight_decay", "mixup"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SoupError(f"{name} must be finite and not negative", found=value)
+        if not 0 <= self.label_smoothing <= 1:
+            raise SoupError("label_smoothing is a probability", found=self.label_smoothing, expected="0 to 1")
+        if self.epochs < 1 or self.augment_ops < 0 or self.augment_magnitude < 0:
+            raise SoupError("epochs start at 1, augmentation at 0", found=self)
 
     def to_json(self) -> dict[str, Any]:
         """The fields, ready for JSON; ``Hyperparameters(**fields)`` reads them back."""

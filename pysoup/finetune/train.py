@@ -142,7 +142,8 @@ def _steps(data: Any, batch_size: int) -> int:
     pair = _pair_of_tensors(data)
     if pair is not None:
         return max(1, len(pair[0]) // batch_size)
-    if not isinstance(data, Sized) or not isinstance(data, Iterable) or len(data) == 0:
+    sized = isinstance(data, Sized) and isinstance(data, Iterable) and not isinstance(data, (str, bytes))
+    if not sized or len(data) == 0:
         expected = "a pair of tensors (inputs, labels) or a loader of such pairs that has a length"
         raise SoupError("not training data", found=type(data).__name__, expected=expected)
     return len(data)

@@ -89,7 +89,7 @@ class Scorer:
 
     def with_candidate(self, candidate: Candidate) -> float:
         """The score of the average of what the averager holds and ``candidate``; the model then holds that average."""
-        with naming(f"loading {candidate.name}", "the model may hold part of it"):
+        with naming(f"loading {candidate.name}", "the model may hold part of it", file=_is_file(candidate)):
             self.averager.preview(candidate.source, out=self.model)
         return self._score(candidate.name)
 
@@ -108,21 +108,26 @@ class Scorer:
 
 
 @contextmanager
-def naming(doing: str, left: str) -> Iterator[None]:
-    """Errors say what was being done and what the model is ``left`` with; the original is their cause."""
+def naming(doing: str, left: str, *, file: bool = False) -> Iterator[None]:
+    """Errors say what was being done and what the model is ``left`` with; the original is their cause.
+
+    They keep the name of a ``file``; of a candidate in memory they would only have a placeholder.
+    """
     try:
         yield
-    except IncompatibleError as error:  # found before anything is written
-        raise _named(error, f"{doing}: {error.what}") from error
     except SoupError as error:
-        raise _named(error, f"{doing}: {error.what} ({left})") from error
+        # What does not fit is found before anything is written.
+        what = error.what if isinstance(error, IncompatibleError) else f"{error.what} ({left})"
+        raise type(error)(
+            f"{doing}: {what}",
+            file=error.file if file else None,
+            tensor=error.tensor,
+            found=error.found,
+            expected=error.expected,
+        ) from error
     except Exception as error:
         text = f"{type(error).__name__}: {error}".rstrip(": ")
         raise SoupError(f"{doing} failed: {text} ({left})") from error
-
-
-def _named(error: SoupError, what: str) -> SoupError:
-    return type(error)(what, file=error.file, tensor=error.tensor, found=error.found, expected=error.expected)
 
 
 def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
@@ -139,6 +144,10 @@ def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
                     file=candidate.name,
                     tensor=name,
                 )
+
+
+def _is_file(candidate: Candidate) -> bool:
+    return isinstance(candidate.source, Checkpoint)
 
 
 def _name(item: CheckpointLike, default: str) -> str:

@@ -72,6 +72,10 @@ def _run(
     directory = Path(output)
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
     resolved = as_metric(metric if metric is not None else getattr(loaded, "metric", "accuracy"))
     model = loaded.model()
     soup = recipe(model, _heldout(loaded, loaded.heldout()), resolved)
@@ -85,10 +89,6 @@ def _run(
 
 
 def _check_output(directory: Path, checkpoints: list[str], overwrite: bool) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
     for name in (WEIGHTS, TRACE, RESULTS):
         if (directory / name).exists() and not overwrite:
             raise OutputError(

@@ -1,0 +1,94 @@
+"""How speed is measured here: contenders in turn within one process, medians, ratios, and the machine beside them."""
+
+from __future__ import annotations
+
+import datetime as dt
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Contest:
+    """Named callables timed in turn, A B C A B C ..., so that a slow minute of the machine hits all of them alike."""
+
+    def __init__(self, contenders: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1) -> None:
+        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        for repeat in range(warmup + repeats):
+            for name, call in contenders.items():
+                gc.collect()
+                start = time.perf_counter()
+                result = call()
+                elapsed = time.perf_counter() - start
+                del result
+                if repeat >= warmup:
+                    self.seconds[name].append(elapsed)
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.seconds[name])
+
+    def best(self, name: str) -> float:
+        return min(self.seconds[name])
+
+    def ratio(self, slow: str, fast: str) -> tuple[float, float]:
+        """How many times longer ``slow`` takes: (median of the ratios round by round, ratio of the bests)."""
+        rounds = [a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True)]
+        return statistics.median(rounds), self.best(slow) / self.best(fast)
+
+    def to_json(self) -> dict[str, Any]:
+        return {n: {"median": self.median(n), "best": self.best(n), "all": s} for n, s in self.seconds.items()}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    models = [x.split(":", 1)[1] for x in _read("/proc/cpuinfo").splitlines() if x.startswith("model name")]
+    memory = next((line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")), "0")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": models[0].strip() if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(int(memory) / 2**20),
+        "date": dt.date.today().isoformat(),
+        "commit": commit.stdout.strip() + ("+" if dirty.stdout.strip() else ""),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+def save(name: str, payload: dict[str, Any]) -> Path:
+    """Writes ``benchmarks/results/NAME.json``."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(payload, indent=1) + "\n")
+    return path
+
+
+def goal_row(
+    what: str, asked: str, limit: float, measured: tuple[float, float], *, at_most: bool = False
+) -> dict[str, Any]:
+    """One promise beside its measurement: (median, best) against ``limit``; met is judged on the median."""
+    met = measured[0] <= limit if at_most else measured[0] >= limit
+    return {"what": what, "asked": asked, "median": measured[0], "best": measured[1], "met": met}
+
+
+def goals_table(rows: list[dict[str, Any]]) -> str:
+    lines = ["| what | asked | measured (median) | by bests | met |", "|---|---|---|---|---|"]
+    for row in rows:
+        met = "yes" if row["met"] else "**no**"
+        lines.append(f"| {row['what']} | {row['asked']} | {row['median']:.2f} | {row['best']:.2f} | {met} |")
+    return "\n".join(lines)

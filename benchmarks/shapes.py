@@ -1,0 +1,51 @@
+"""Parameter shapes of real models, so that benchmarks have real tensor counts and sizes without any weights."""
+
+from __future__ import annotations
+
+
+def _transformer(prefix: str, layers: int, width: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(layers):
+        block = f"{prefix}.resblocks.{i}"
+        shapes |= {
+            f"{block}.ln_1.weight": (width,),
+            f"{block}.ln_1.bias": (width,),
+            f"{block}.attn.in_proj_weight": (3 * width, width),
+            f"{block}.attn.in_proj_bias": (3 * width,),
+            f"{block}.attn.out_proj.weight": (width, width),
+            f"{block}.attn.out_proj.bias": (width,),
+            f"{block}.ln_2.weight": (width,),
+            f"{block}.ln_2.bias": (width,),
+            f"{block}.mlp.c_fc.weight": (4 * width, width),
+            f"{block}.mlp.c_fc.bias": (4 * width,),
+            f"{block}.mlp.c_proj.weight": (width, 4 * width),
+            f"{block}.mlp.c_proj.bias": (width,),
+        }
+    return shapes
+
+
+def clip_vit_b32() -> dict[str, tuple[int, ...]]:
+    """CLIP ViT-B/32, the paper's default model: 151.3 M parameters in 302 tensors (both towers)."""
+    return {
+        "positional_embedding": (77, 512),
+        "text_projection": (512, 512),
+        "logit_scale": (),
+        "visual.class_embedding": (768,),
+        "visual.positional_embedding": (50, 768),
+        "visual.proj": (768, 512),
+        "visual.conv1.weight": (768, 3, 32, 32),
+        "visual.ln_pre.weight": (768,),
+        "visual.ln_pre.bias": (768,),
+        **_transformer("visual.transformer", 12, 768),
+        "visual.ln_post.weight": (768,),
+        "visual.ln_post.bias": (768,),
+        **_transformer("transformer", 12, 512),
+        "token_embedding.weight": (49408, 512),
+        "ln_final.weight": (512,),
+        "ln_final.bias": (512,),
+    }
+
+
+def many_small(tensors: int = 1000, elements: int = 1000) -> dict[str, tuple[int, ...]]:
+    """The other extreme: per-tensor overhead dominates."""
+    return {f"t{i}": (elements,) for i in range(tensors)}
