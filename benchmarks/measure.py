@@ -18,12 +18,24 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Contest:
-    """Named callables timed in turn, A B C A B C ..., so that a slow minute of the machine hits all of them alike."""
+    """Named callables timed in turn, A B C A B C ..., so that a slow minute of the machine hits all of them alike.
 
-    def __init__(self, contenders: dict[str, Callable[[], object]], repeats: int = 9, warmup: int = 1) -> None:
+    ``before`` holds what is called, untimed, before a contender.
+    """
+
+    def __init__(
+        self,
+        contenders: dict[str, Callable[[], object]],
+        repeats: int = 9,
+        warmup: int = 1,
+        *,
+        before: dict[str, Callable[[], object]] | None = None,
+    ) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for repeat in range(warmup + repeats):
             for name, call in contenders.items():
+                if before and name in before:
+                    before[name]()
                 gc.collect()
                 start = time.perf_counter()
                 result = call()

@@ -70,7 +70,7 @@ def average_checkpoints(
     normalize: bool = True,
     overwrite: bool = False,
     dry_run: bool = False,
-    sync: bool = True,
+    sync: bool | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> AverageReport:
     """Average K checkpoints into ``output``; the same bits as :func:`pysoup.average_state_dicts` of their tensors.
@@ -81,8 +81,11 @@ def average_checkpoints(
     ``dtype`` is the floating-point type of the output, required where the inputs' types differ. ``memory`` bounds the
     buffers (bytes, or text such as ``"64MiB"``), in all and over all threads. ``keys="intersection"`` keeps the tensors
     that all inputs have, ``"union"`` averages each over the inputs that have it. ``integers``: see
-    :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all). ``sync`` waits for the disk before
-    the result takes its name, so that it is whole even after a power failure.
+    :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
+
+    The output is written beside its place and renamed, so an old one is whole until the new one is. ``sync`` waits for
+    the disk before the rename, which a power failure asks for and a killed process does not; by default that is done
+    where an old output is replaced, since only there something could be lost.
 
     All headers are checked before any data is read, and ``dry_run`` stops there. Whatever fails, nothing is left behind
     and an old output stays whole. Raises :class:`CheckpointError`, :class:`IncompatibleError`, :class:`WeightsError`,
@@ -124,6 +127,8 @@ def average_checkpoints(
     if dry_run:
         return report
     started = time.perf_counter()
+    if sync is None:
+        sync = os.path.lexists(output)
     with open_members(members), writer:
         plan.run(
             writer,

@@ -89,14 +89,14 @@ class Averager:
         self.count += 1
         self.total += weight
 
-    def check(self, sources: Sequence[Source]) -> None:
+    def check(self, sources: Mapping[str, Source]) -> None:
         """Raises what adding these models in this order would raise for names, shapes and types; reads no weights.
 
-        A pool of checkpoints is checked so before the first of them is evaluated.
+        A pool of checkpoints is checked so before the first of them is evaluated. The keys are what errors call them.
         """
         first: Ingredient | None = None
-        for source in sources:
-            ingredient = Ingredient.of(source, self._layout)
+        for label, source in sources.items():
+            ingredient = Ingredient.of(source, self._layout, label)
             first = first or ingredient
             for slot, one, other in zip(self._layout.slots, first.dtypes, ingredient.dtypes, strict=True):
                 _check_width(slot, one, other, ingredient.label)

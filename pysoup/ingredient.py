@@ -91,18 +91,21 @@ class Ingredient:
         self._member: Member | None = None
 
     @classmethod
-    def of(cls, source: Any, layout: Layout) -> Ingredient:
-        """A module, a state dict, a :class:`Checkpoint` or a path. Raises where it does not fit the layout."""
+    def of(cls, source: Any, layout: Layout, label: str = "the ingredient") -> Ingredient:
+        """A module, a state dict, a :class:`Checkpoint` or a path. Raises where it does not fit the layout.
+
+        ``label`` is what errors call a source that has no path.
+        """
         if isinstance(source, torch.nn.Module):
             source = source.state_dict()
         if isinstance(source, Mapping):
-            return cls._from_memory(source, layout)
+            return cls._from_memory(source, layout, label)
         checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
         return cls._from_file(checkpoint, layout)
 
     @classmethod
-    def _from_memory(cls, state: StateDict, layout: Layout) -> Ingredient:
-        self = cls("the ingredient", layout)
+    def _from_memory(cls, state: StateDict, layout: Layout, label: str) -> Ingredient:
+        self = cls(label, layout)
         chosen = self._match(state)
         tensors = dict(zip(state, column(state, list(state), self.label, "itself"), strict=True))
         for slot, name in zip(layout.slots, chosen, strict=True):

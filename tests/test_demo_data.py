@@ -51,7 +51,7 @@ def test_splits_are_disjoint_and_cover_mnist(handwritten: Data, parts: dict[str,
 
 
 def test_splits_are_stratified(parts: dict[str, Data]) -> None:
-    assert SPLITS == {"pretrain": 50, "train": 50, "heldout": 150, "test": 250}
+    assert SPLITS == {"train": 100, "heldout": 150, "test": 250}
     for name, (_, labels) in parts.items():
         assert torch.bincount(labels).tolist() == [SPLITS[name]] * 10
 
@@ -69,9 +69,9 @@ def test_labels_stay_with_their_images() -> None:
         assert torch.equal(part.flatten().long() % 4, classes)
 
 
-def test_pretraining_has_no_image_of_the_other_parts(parts: dict[str, Data]) -> None:
+def test_pretraining_has_no_heldout_or_test_image(parts: dict[str, Data]) -> None:
     images, labels = digits.pretraining()
-    others = set.union(*(rows(parts[name][0]) for name in ("train", "heldout", "test")))
+    others = set.union(*(rows(parts[name][0]) for name in ("heldout", "test")))
     assert not rows(images) & others
     assert labels.min() >= 0
     assert labels.max() < len(GLYPH_CLASSES)

@@ -347,7 +347,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     model = mlp()
     states = pool(model, 2, spread=0.1)
     states[1]["extra"] = torch.zeros(1)
-    with pytest.raises(IncompatibleError, match=r"^(tensor 'extra': )?loading checkpoints\[1\]: .*") as caught:
+    with pytest.raises(IncompatibleError, match=r"^checkpoints\[1\]: .*") as caught:
         greedy_soup(states, model, images())
     assert "extra" in str(caught.value)
     save_file(states[1], tmp_path / "other.safetensors")

@@ -71,6 +71,10 @@ def average(
         typer.Option(help="Integers that differ: refuse them (counters: the largest), the first's, the largest."),
     ] = "auto",
     force: Force = False,
+    sync: Annotated[
+        bool | None,
+        typer.Option("--sync/--no-sync", help="Wait for the disk before renaming. [default: where a file is replaced]"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, plan, and write nothing.")] = False,
     json: Json = False,
 ) -> None:
@@ -88,6 +92,7 @@ def average(
         keys=keys,
         integers=integers,
         overwrite=force,
+        sync=sync,
         dry_run=dry_run,
         as_json=json,
     )

@@ -27,6 +27,7 @@ def average(
     keys: str,
     integers: str,
     overwrite: bool,
+    sync: bool | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -47,6 +48,7 @@ def average(
             keys=keys,
             integers=integers,
             overwrite=overwrite,
+            sync=sync,
             dry_run=dry_run,
             progress=progress,
         )

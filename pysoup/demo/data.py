@@ -17,7 +17,7 @@ from .packages import require
 
 Data = tuple[Tensor, Tensor]
 
-SPLITS = {"pretrain": 50, "train": 50, "heldout": 150, "test": 250}
+SPLITS = {"train": 100, "heldout": 150, "test": 250}
 """Images per class of the 5,000 of MNIST (500 per class)."""
 SPLIT_SEED = 0
 _SHIFT_SEED = 99

@@ -22,14 +22,14 @@ class Digits:
         return DigitNet(classes=10)
 
     def pretraining(self) -> Data:
-        """Printed glyphs, and handwritten digits that no other part has (twice); labels: ``GLYPH_CLASSES``."""
-        images, labels = self._mnist["pretrain"]
+        """Printed glyphs and the images of :meth:`train`; labels index ``GLYPH_CLASSES``."""
+        images, labels = self._mnist["train"]
         digits = torch.tensor([GLYPH_CLASSES.index(str(digit)) for digit in range(10)])
         printed, classes = glyphs()
-        return torch.cat([printed, images, images]), torch.cat([classes, digits[labels], digits[labels]])
+        return torch.cat([printed, images]), torch.cat([classes, digits[labels]])
 
     def train(self) -> Data:
-        """500 images of MNIST."""
+        """1,000 images of MNIST."""
         return self._mnist["train"]
 
     def heldout(self) -> Data:

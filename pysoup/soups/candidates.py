@@ -66,6 +66,11 @@ def duplicates(candidates: Sequence[Candidate]) -> dict[int, int]:
     return found
 
 
+def check_pool(averager: Averager, candidates: Sequence[Candidate]) -> None:
+    """All candidates against the model, by their headers: the last one's fault must not show after hours of scoring."""
+    averager.check({candidate.name: candidate.source for candidate in candidates})
+
+
 class Scorer:
     """Scores candidates in the model itself: one fused call writes the weights, then the held-out data is run."""
 

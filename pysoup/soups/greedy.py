@@ -19,6 +19,7 @@ from .candidates import (
     Candidate,
     Checkpoints,
     Scorer,
+    check_pool,
     check_separate,
     duplicates,
     open_candidates,
@@ -65,6 +66,7 @@ def greedy_soup(
     score_all = positions is None and singles is None
     steps = len(candidates) - (singles is not None or score_all)  # a soup of one has the score of its ingredient
     averager = Averager(model)
+    check_pool(averager, candidates)
     scorer = Scorer(
         model,
         averager,

@@ -11,7 +11,7 @@ from ..averager import Averager
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
 from ..weights import check_weights, mix
-from .candidates import Checkpoints, Scorer, open_candidates
+from .candidates import Checkpoints, Scorer, check_pool, open_candidates
 from .soup import Soup
 
 
@@ -37,6 +37,7 @@ def uniform_soup(
     candidates = open_candidates(checkpoints)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
     averager = Averager(model)
+    check_pool(averager, candidates)
     for member, factor in zip(law.members, law.factors, strict=True):
         averager.add(candidates[member].source, factor)
     score = None
