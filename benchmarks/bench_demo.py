@@ -30,7 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), help="sweep seeds")
     parser.add_argument("--ingredients", type=int, default=pysoup.demo.INGREDIENTS)
-    parser.add_argument("--threads", type=int, default=2, help="torch's threads")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "demo.json")
     parser.add_argument("--keep", type=Path, help="keep the runs here, and go on from what is there")
     options = parser.parse_args()

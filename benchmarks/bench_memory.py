@@ -24,7 +24,8 @@ StateDict = dict[str, torch.Tensor]
 def make_models(shapes: dict[str, tuple[int, ...]], count: int, dtype: torch.dtype) -> list[StateDict]:
     """Seeded models of those shapes."""
     torch.manual_seed(0)
-    return [{name: torch.randn(shape).to(dtype) for name, shape in shapes.items()} for _ in range(count)]
+    base = {name: torch.randn(shape) for name, shape in shapes.items()}
+    return [{name: t.mul(1 + k / 8).to(dtype) for name, t in base.items()} for k in range(count)]
 
 
 def foreach_add(models: list[StateDict], dtype: torch.dtype) -> list[torch.Tensor]:
@@ -161,7 +162,7 @@ def small(args: argparse.Namespace, large_f32: Contest, large_bytes: int) -> tup
     expected = pysoup.average_state_dicts(models)
     for call in contenders.values():
         close(call(), expected)
-    contest = Contest(contenders, max(args.repeats, 51), 5)
+    contest = Contest(contenders, args.repeats, calls=50)
     nbytes = (args.ingredients + 1) * 4 * 1_000_000
     rate = (nbytes / contest.median("pysoup bound")) / (large_bytes / large_f32.median("pysoup out="))
     best = (nbytes / contest.best("pysoup bound")) / (large_bytes / large_f32.best("pysoup out="))

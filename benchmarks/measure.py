@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 class Contest:
     """Named callables timed in turn, A B C A B C ..., so that a slow minute of the machine hits all of them alike.
 
-    ``before`` holds what is called, untimed, before a contender.
+    ``before`` holds what is called, untimed, before a contender; ``calls`` is how often it is called per turn.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class Contest:
         warmup: int = 1,
         *,
         before: dict[str, Callable[[], object]] | None = None,
+        calls: int = 1,
     ) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
         for repeat in range(warmup + repeats):
@@ -38,9 +39,9 @@ class Contest:
                     before[name]()
                 gc.collect()
                 start = time.perf_counter()
-                result = call()
-                elapsed = time.perf_counter() - start
-                del result
+                for _ in range(calls):
+                    call()
+                elapsed = (time.perf_counter() - start) / calls
                 if repeat >= warmup:
                     self.seconds[name].append(elapsed)
 

@@ -135,13 +135,14 @@ py::dict bandwidth(std::size_t bytes, int threads) {
   return result;
 }
 
-// Asks for huge pages for the whole pages inside a fresh allocation; a refusal costs nothing but speed.
+// Asks for huge pages around a fresh allocation; a refusal costs nothing but speed. Rounded outwards to whole pages, so
+// that neighbouring allocations become one advised range: huge pages start at multiples of 2 MiB only.
 void advise_huge_pages(std::uint64_t address, std::uint64_t bytes) {
 #if defined(__linux__)
   constexpr std::uint64_t kPage = 4096;
-  std::uint64_t begin = (address + kPage - 1) / kPage * kPage;
-  std::uint64_t end = (address + bytes) / kPage * kPage;
-  if (end > begin) (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  std::uint64_t begin = address / kPage * kPage;
+  std::uint64_t end = (address + bytes + kPage - 1) / kPage * kPage;
+  (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)address, (void)bytes;
 #endif

@@ -175,7 +175,8 @@ class Averager:
         small = SourceColumn()
         for acc, offset in zip(self._accumulators, self._offsets, strict=True):
             # Tensors with an f32 sum cannot overflow and have no place here; `only` leaves them out.
-            small.add(start + 8 * offset if acc == ACC_F64 else 0, MEMORY, F64.native, 1.0)
+            wide = acc == ACC_F64
+            small.add(start + 8 * offset if wide else 0, MEMORY, (F64 if wide else F32).native, 1.0)
         self._accumulate(ingredient, small, [weight * _F64_SCALE] * len(factors), only=ACC_F64)
 
     def _accumulate(
@@ -236,7 +237,7 @@ class Averager:
             if ingredient is not None:
                 small += ingredient.slot_values(i) * (weight * _F64_SCALE)
             mended = (small / divisor / _F64_SCALE).reshape(flat.shape).to(flat.dtype)
-            flat.copy_(torch.where(torch.isfinite(flat), flat, mended))
+            flat.copy_(torch.where(torch.isfinite(flat) | torch.isnan(mended), flat, mended))  # keeps the one NaN
 
     def _targets(self, out: torch.nn.Module | StateDict | None) -> dict[str, Tensor]:
         """Where the result goes: the tensors of ``out``, or new ones; tied names share one tensor."""

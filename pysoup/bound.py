@@ -49,7 +49,8 @@ class BoundAverage:
         names, self._labels = list(given[0]), labels_of(len(given))
         table = [column(sd, names, label, self._labels[0]) for sd, label in zip(given, self._labels, strict=True)]
         outs = column(self.out, names, "out", self._labels[0])
-        if not check_table(names, table, self._labels, outs, None):
+        dtypes = check_table(names, table, self._labels, outs, None)
+        if dtypes is None:
             raise IncompatibleError("cannot be bound", expected="contiguous CPU tensors of equal dtypes")
         law = mix(check_weights(weights, len(given)), range(len(given)))
         floats = [i for i, tensor in enumerate(outs) if tensor.is_floating_point()]

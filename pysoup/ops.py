@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from operator import attrgetter
+from operator import attrgetter, eq
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ _DTYPES: dict[torch.dtype, DType] = {
 SUPPORTED = frozenset(_DTYPES)
 """The torch dtypes that a checkpoint may hold."""
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer} if hasattr(torch.nn, "Buffer") else {Tensor, torch.nn.Parameter}
-# A fresh output of this size is backed by huge pages before its first touch: page faults cost more than the sum.
-_HUGE_PAGE_BYTES = 4 << 20
+# Fresh outputs of this size are put on huge pages before their first touch: page faults can cost as much as the sum.
+_HUGE_PAGE_ELEMENTS = 32 << 10
 _warned_devices: set[str] = set()
 
 
@@ -69,22 +69,42 @@ def _special_kind(tensor: object) -> str | None:
     return None
 
 
-def describe(tensors: Sequence[Tensor]) -> tuple[list[torch.dtype], list[torch.Size]]:
-    """Dtypes and shapes of many tensors, with the attribute look-ups in C."""
-    return list(map(attrgetter("dtype"), tensors)), list(map(attrgetter("shape"), tensors))
+def dtypes_of(tensors: Sequence[Tensor]) -> list[torch.dtype]:
+    """The dtypes of many tensors, looked up in C."""
+    return list(map(attrgetter("dtype"), tensors))
 
 
-def plain_cpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether all are ordinary contiguous CPU tensors, the common case that needs no further look.
+def plain_dtypes(columns: Sequence[Sequence[Tensor]]) -> list[torch.dtype] | None:
+    """The dtypes all columns share, if all tensors are ordinary contiguous CPU tensors of equal shapes, else None.
 
-    Sparse and meta tensors, which have no address, raise or answer False here; quantized dtypes are refused by name.
+    The common case, decided by a few passes in C; where the answer is None each tensor has to be looked at. Sizes are
+    compared one by one and not kept: thousands of live ones would set off the garbage collector.
     """
-    if not set(map(type, tensors)) <= _PLAIN:
-        return False
+    first = columns[0]
+    if not set(map(type, first)) <= _PLAIN:
+        return None
+    dtypes, shape = dtypes_of(first), attrgetter("shape")
+    if not set(dtypes) <= SUPPORTED:
+        return None
+    shapes = list(map(shape, first))
+    # Real views of conjugated tensors have a pending negation. They skip elements, so they pass as contiguous only
+    # where they have just one.
+    singles = [i for i, size in enumerate(shapes) if size.numel() == 1]
     try:
-        return all(map(attrgetter("is_cpu"), tensors)) and all(map(Tensor.is_contiguous, tensors))
+        for column in columns:
+            alike = (
+                len(column) == len(first)
+                and set(map(type, column)) <= _PLAIN
+                and (column is first or (dtypes_of(column) == dtypes and all(map(eq, shapes, map(shape, column)))))
+                and all(map(attrgetter("is_cpu"), column))
+                and all(map(Tensor.is_contiguous, column))
+                and not any(column[i].is_neg() for i in singles)
+            )
+            if not alike:
+                return None
     except (RuntimeError, NotImplementedError):  # nested and sparse tensors do not answer is_contiguous
-        return False
+        return None
+    return dtypes
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -114,53 +134,71 @@ def as_reals(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
-def fresh_like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def all_fresh_like(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """:func:`fresh_like` for many tensors."""
+    new = list(map(torch.empty_like, tensors))
+    for i, elements in enumerate(map(Tensor.numel, new)):
+        if elements >= _HUGE_PAGE_ELEMENTS:
+            _on_huge_pages(new[i])
+    return new
+
+
+def fresh_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An uninitialised tensor of that shape and memory order, on huge pages where it is large."""
-    return _on_huge_pages(torch.empty_like(tensor, dtype=dtype, requires_grad=False))
+    new = torch.empty_like(tensor, dtype=dtype)
+    return new if new.numel() < _HUGE_PAGE_ELEMENTS else _on_huge_pages(new)
 
 
 def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An uninitialised contiguous CPU tensor, on huge pages where it is large."""
-    return _on_huge_pages(torch.empty(tuple(shape), dtype=dtype))
+    new = torch.empty(tuple(shape), dtype=dtype)
+    return new if new.numel() < _HUGE_PAGE_ELEMENTS else _on_huge_pages(new)
 
 
-def _on_huge_pages(fresh: Tensor) -> Tensor:
-    nbytes = fresh.numel() * fresh.element_size()
-    if nbytes >= _HUGE_PAGE_BYTES and fresh.is_cpu:
-        _native.load().advise_huge_pages(fresh.data_ptr(), nbytes)
-    return fresh
+def _on_huge_pages(tensor: Tensor) -> Tensor:
+    if tensor.is_cpu and tensor.layout == torch.strided:
+        _native.load().advise_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+    return tensor
 
 
 def sum_columns(
-    sources: Sequence[Sequence[Tensor]], factors: Sequence[float], outs: Sequence[Tensor], divisor: float
+    sources: Sequence[Sequence[Tensor]],
+    factors: Sequence[float],
+    outs: Sequence[Tensor],
+    divisor: float,
+    dtypes: list[torch.dtype] | None = None,
 ) -> Any:
     """The native plan of ``outs[s] = sum_k factors[k] * sources[k][s] / divisor``; all flat, on the CPU.
 
-    Caller must have checked shapes and layouts. Returns the plan; keep the tensors alive while it is used.
+    Caller must have checked shapes and layouts; ``dtypes`` are those of every source, where they agree and are known.
+    Returns the plan; keep the tensors alive while it is used.
     """
-    out_dtypes, _ = describe(outs)
-    source_dtypes = [describe(tensors)[0] for tensors in sources]
-    rule: dict[tuple[torch.dtype, ...], int] = {}
-    accumulators = bytearray()
-    for row in zip(out_dtypes, *source_dtypes, strict=True):
-        acc = rule.get(row)
-        if acc is None:
-            acc = rule[row] = accumulator([_DTYPES[d] for d in row[1:]], _DTYPES[row[0]])
-        accumulators.append(acc)
-    codes = {d: _DTYPES[d].native for d in {*out_dtypes, *(d for column in source_dtypes for d in column)}}
+    out_dtypes = dtypes_of(outs)
+    source_dtypes = [dtypes or dtypes_of(tensors) for tensors in sources]
+    codes = {d: _DTYPES[d].native for d in set(out_dtypes).union(*map(set, source_dtypes))}
     columns = Columns.in_memory(
         list(map(Tensor.numel, outs)),
         addresses(outs),
         bytes(map(codes.__getitem__, out_dtypes)),
-        bytes(accumulators),
+        _accumulators(out_dtypes, source_dtypes),
         divisor,
     )
+    shared = None if dtypes is None else bytes(map(codes.__getitem__, dtypes))
     return columns.plan(
         [
-            SourceColumn.in_memory(addresses(tensors), bytes(map(codes.__getitem__, dtypes)), factor)
-            for tensors, dtypes, factor in zip(sources, source_dtypes, factors, strict=True)
+            SourceColumn.in_memory(addresses(tensors), shared or bytes(map(codes.__getitem__, found)), factor)
+            for tensors, found, factor in zip(sources, source_dtypes, factors, strict=True)
         ]
     )
+
+
+def _accumulators(out_dtypes: list[torch.dtype], source_dtypes: list[list[torch.dtype]]) -> bytes:
+    """The accumulator of each segment; decided once for each combination of types that occurs."""
+    if all(column is source_dtypes[0] or column == source_dtypes[0] for column in source_dtypes):
+        source_dtypes = source_dtypes[:1]
+    rows = list(zip(out_dtypes, *source_dtypes, strict=True))
+    rule = {row: accumulator([_DTYPES[d] for d in row[1:]], _DTYPES[row[0]]) for row in set(rows)}
+    return bytes(map(rule.__getitem__, rows))
 
 
 def weighted_sum(
@@ -169,6 +207,7 @@ def weighted_sum(
     outs: Sequence[Tensor],
     divisor: float,
     *,
+    dtypes: list[torch.dtype] | None = None,
     names: Sequence[str] = (),
     check_overlap: bool = False,
     threads: int | None = None,
@@ -177,8 +216,8 @@ def weighted_sum(
     """``outs[s] = round(sum_k factors[k] * sources[k][s] / divisor)`` for all segments s in one native call.
 
     Sources and outputs are floating-point tensors of equal shapes per segment, on one device; dtypes may be mixed. The
-    arithmetic is the contract in ``csrc/kernels.h``. ``check_overlap`` refuses an output that shares memory with an
-    input other than exactly its own. Autograd's version counters of the outputs are bumped.
+    arithmetic is the contract in ``csrc/kernels.h``. ``dtypes``: see :func:`sum_columns`. ``check_overlap`` refuses an
+    output that shares memory with an input other than exactly its own. The outputs' autograd versions are bumped.
     """
     if not outs:
         return
@@ -186,7 +225,7 @@ def weighted_sum(
         _reference_sum(sources, factors, outs, divisor)
         bump_versions(outs)
         return
-    plan = sum_columns(sources, factors, outs, divisor)
+    plan = sum_columns(sources, factors, outs, divisor, dtypes)
     if check_overlap:
         refuse_overlap(plan, names)
     _native.run(plan, threads=_native.threads_or_default(threads), progress=progress)
@@ -210,8 +249,11 @@ def refuse_overlap(plan: Any, names: Sequence[str] = ()) -> None:
 
 def bump_versions(tensors: Sequence[Tensor]) -> None:
     """Tells autograd that the tensors were written in place, so that a stale backward fails instead of lying."""
-    for tensor in tensors:
-        if not tensor.is_inference():
+    tracked = [t for t in tensors if not t.is_inference()]
+    try:
+        torch.autograd.graph.increment_version(tracked)
+    except TypeError:  # older torch takes one tensor
+        for tensor in tracked:
             torch.autograd.graph.increment_version(tensor)
 
 
@@ -231,14 +273,15 @@ def _reference_sum(
 __all__ = [
     "SUPPORTED",
     "addresses",
+    "all_fresh_like",
     "as_flat",
     "as_reals",
     "bump_versions",
-    "describe",
     "dtype_of",
+    "dtypes_of",
     "fresh",
     "fresh_like",
-    "plain_cpu",
+    "plain_dtypes",
     "refuse_overlap",
     "refuse_special",
     "sum_columns",

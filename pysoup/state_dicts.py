@@ -59,20 +59,26 @@ def average_state_dicts(
     plain = check_table(names, table, labels, targets, dtype)
 
     sources = [table[k] for k in chosen.members]
-    outputs = _outputs(names, sources, targets, None if dtype is None else parse_float(dtype), plain)
+    outputs = _outputs(sources[0], targets, None if dtype is None else parse_float(dtype))
     tied = {} if targets is not None else _ties(table)
     kept = [labels[k] for k in chosen.members]
     finish = _sum_floats(
         names, sources, outputs, chosen.factors, chosen.divisor, tied, plain, out is not None, threads, progress
     )
-    for i, tensor in enumerate(table[0]):
-        if i in tied:
-            outputs[i] = outputs[tied[i]]
-        elif not is_inexact(tensor):
-            outputs[i] = merge_integers(names[i], [t[i] for t in sources], kept, integers, outputs[i])
+    for i in tied:
+        outputs[i] = outputs[tied[i]]
+    for i in _without_mean(table[0], plain):
+        outputs[i] = merge_integers(names[i], [t[i] for t in sources], kept, integers, outputs[i])
     for target, computed in finish:
         target.copy_(computed)
     return _as_given(given[0], names, outputs) if out is None else _out_mapping(out)
+
+
+def _without_mean(tensors: Sequence[Tensor], dtypes: list[torch.dtype] | None) -> list[int]:
+    """Positions of the tensors that are kept rather than averaged."""
+    if dtypes is not None and all(d.is_floating_point for d in set(dtypes)):
+        return []
+    return [i for i, tensor in enumerate(tensors) if not is_inexact(tensor)]
 
 
 def module_state(source: StateDict | torch.nn.Module) -> StateDict:
@@ -88,15 +94,18 @@ def module_state(source: StateDict | torch.nn.Module) -> StateDict:
 
 def column(state_dict: StateDict, names: Sequence[str], label: str, first: str) -> list[Tensor]:
     """The tensors of one state dict in the order of ``names``; numpy arrays as tensors that share their memory."""
-    if len(state_dict) != len(names) or not all(map(state_dict.__contains__, names)):
-        lacks = [n for n in names if n not in state_dict]
-        extra = [n for n in state_dict if n not in set(names)]
+    try:
+        tensors = list(map(state_dict.__getitem__, names))
+    except KeyError:
+        tensors = []
+    if len(tensors) != len(state_dict) or len(tensors) != len(names):
+        known = set(names)
+        lacks, extra = [n for n in names if n not in state_dict], [n for n in state_dict if n not in known]
         parts = [
             f"{word} {some_names(which)}" for word, which in (("lacks", lacks), ("has in addition", extra)) if which
         ]
         raise IncompatibleError("names differ", file=label, found="; ".join(parts), expected=f"the names of {first}")
-    tensors = [state_dict[n] for n in names]
-    if all(isinstance(t, Tensor) for t in tensors):
+    if set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}:
         return tensors
     return [t if isinstance(t, Tensor) else _from_array(t, n, label) for t, n in zip(tensors, names, strict=True)]
 
@@ -141,16 +150,19 @@ def check_table(
     labels: Sequence[str],
     targets: Sequence[Tensor] | None,
     dtype: object,
-) -> bool:
-    """Everything that must agree. Returns whether all tensors are plain, contiguous, of equal dtypes, on the CPU.
+) -> list[torch.dtype] | None:
+    """Everything that must agree. Returns :func:`pysoup.ops.plain_dtypes`: the dtypes of the common, plain case.
 
-    A few C-level passes decide the common case; only where they do not, each tensor is looked at for the error to name.
+    Where it is not that case, each tensor is looked at, for the error to name.
     """
     columns = [*table, targets] if targets is not None else list(table)
-    described = [ops.describe(tensors) for tensors in columns if all(isinstance(t, Tensor) for t in tensors)]
-    alike = len(described) == len(columns) and all(d == described[0] for d in described)
-    if alike and set(described[0][0]) <= ops.SUPPORTED and all(ops.plain_cpu(tensors) for tensors in columns):
-        return not any(t.is_neg() for tensors in columns for t in tensors)
+    if targets is not None and dtype is not None:
+        _check_out_dtype(names, targets, parse_float(dtype))
+    if targets is not None and dtype is not None:
+        _check_out_dtype(names, targets, parse_float(dtype))
+    dtypes = ops.plain_dtypes(columns)
+    if dtypes is not None:
+        return dtypes
     where = [*labels, "out"]
     for k, tensors in enumerate(columns):
         for name, tensor, first in zip(names, tensors, columns[0], strict=True):
@@ -167,9 +179,7 @@ def check_table(
                     found=found,
                     expected=f"{expected} as in {where[0]}{hint}",
                 )
-    if targets is not None and dtype is not None:
-        _check_out_dtype(names, targets, parse_float(dtype))
-    return False
+    return None
 
 
 def _check_pair(name: str, tensor: Tensor, first: Tensor, label: str, first_label: str) -> None:
@@ -197,30 +207,28 @@ def _check_out_dtype(names: Sequence[str], targets: Sequence[Tensor], dtype: DTy
             raise IncompatibleError("out has another dtype", tensor=name, found=ops.dtype_of(target), expected=dtype)
 
 
-def _outputs(
-    names: Sequence[str],
-    sources: Sequence[Sequence[Tensor]],
-    targets: Sequence[Tensor] | None,
-    dtype: DType | None,
-    plain: bool,
-) -> list[Any]:
+def _outputs(first: Sequence[Tensor], targets: Sequence[Tensor] | None, dtype: DType | None) -> list[Any]:
     """The tensors to write: ``targets``, or fresh ones for what is averaged (None for the rest)."""
     if targets is not None:
         return list(targets)
-    wanted = None if dtype is None else ops.torch_dtype(dtype)
-    return [
-        ops.fresh_like(t, wanted if wanted is not None and not t.is_complex() else t.dtype) if is_inexact(t) else None
-        for t in sources[0]
-    ]
+    if dtype is None and all(map(Tensor.is_floating_point, first)):
+        return ops.all_fresh_like(first)
+    if dtype is None:
+        return [ops.fresh_like(t) if is_inexact(t) else None for t in first]
+    wanted = ops.torch_dtype(dtype)
+    return [ops.fresh_like(t, t.dtype if t.is_complex() else wanted) if is_inexact(t) else None for t in first]
 
 
 def _ties(table: Sequence[Sequence[Tensor]]) -> dict[int, int]:
     """index -> earlier index for tensors that are one and the same memory in every input: averaged once, kept tied."""
     first: dict[tuple[Any, ...], int] = {}
     tied: dict[int, int] = {}
-    pointers = [ops.addresses(tensors) if tensors and tensors[0].layout == torch.strided else [] for tensors in table]
-    if all(len(set(row)) == len(row) for row in pointers[:1]):
+    if any(t.layout != torch.strided for t in table[0]):
         return tied
+    pointers = [ops.addresses(table[0])]
+    if len(set(pointers[0])) == len(pointers[0]):
+        return tied
+    pointers += map(ops.addresses, table[1:])
     for i, tensor in enumerate(table[0]):
         if tensor.numel() == 0:
             continue
@@ -241,16 +249,26 @@ def _sum_floats(
     factors: Sequence[float],
     divisor: float,
     tied: Mapping[int, int],
-    plain: bool,
+    plain: list[torch.dtype] | None,
     in_place: bool,
     threads: int | None,
     progress: Callable[[int], object] | None,
 ) -> list[tuple[Tensor, Tensor]]:
     """One native call for all that is averaged. Returns (target, value) pairs that are still to be copied: targets
     whose memory order is not that of their sources."""
-    if plain and not tied and all(map(Tensor.is_floating_point, sources[0])):
+    if plain is not None and not any(d.is_complex for d in set(plain)):
+        chosen = [i for i, d in enumerate(plain) if d.is_floating_point and i not in tied]
+        every = len(chosen) == len(plain)
         ops.weighted_sum(
-            sources, factors, outputs, divisor, names=names, check_overlap=in_place, threads=threads, progress=progress
+            sources if every else [[column[i] for i in chosen] for column in sources],
+            factors,
+            outputs if every else [outputs[i] for i in chosen],
+            divisor,
+            dtypes=plain if every else [plain[i] for i in chosen],
+            names=[names[i] for i in chosen],
+            check_overlap=in_place,
+            threads=threads,
+            progress=progress,
         )
         return []
     rows: list[list[Tensor]] = []

@@ -60,9 +60,12 @@ def mix(weights: tuple[float, ...] | None, present: Sequence[int], *, normalize:
     chosen = [weights[i] for i in members]
     if not normalize:
         return Mix(members, tuple(chosen), 1.0)
-    total = math.fsum(chosen)
+    if chosen and all(w == chosen[0] for w in chosen):
+        return Mix(members, (1.0,) * len(members), float(len(members)))
+    try:
+        total = math.fsum(chosen)
+    except OverflowError:
+        total = math.inf
     if total == 0 or not math.isfinite(total):
         raise WeightsError("weights cannot be normalised", found=f"sum {total:g}", expected="a finite sum other than 0")
-    if all(w == chosen[0] for w in chosen):
-        return Mix(members, (1.0,) * len(members), float(len(members)))
     return Mix(members, tuple(w / total for w in chosen), 1.0)

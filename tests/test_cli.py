@@ -16,7 +16,7 @@ from safetensors_files import f32, load, save
 
 from pysoup import _native
 from pysoup._version import __version__
-from pysoup.cli import main
+from pysoup.cli import files, main
 
 
 def pysoup(*args: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -75,6 +75,25 @@ def test_no_arguments_show_the_commands_and_exit_2(capfd: pytest.CaptureFixture[
 def test_help_of_every_command_exits_0(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"pysoup {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ([], {"weights": None, "normalize": True, "dtype": None, "threads": None, "sync": None, "overwrite": False}),
+        (["--sync", "--force"], {"sync": True, "overwrite": True}),
+        (["--no-sync", "--no-normalize", "--threads", "3"], {"sync": False, "normalize": False, "threads": 3}),
+    ],
+    ids=["none", "on", "off"],
+)
+def test_average_passes_options_on_and_leaves_the_others_open(
+    args: list[str], expected: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, object]] = []
+    monkeypatch.setattr(files, "average", lambda *_, **options: calls.append(options))
+    assert main(["average", "a", "-o", "b", *args]) == 0
+    (options,) = calls
+    assert {name: options[name] for name in expected} == expected
 
 
 def test_average_writes_the_mean_and_a_summary(
@@ -317,8 +336,10 @@ def test_interrupt_leaves_one_line_no_file_and_exit_130(tmp_path: Path) -> None:
 def test_commands_without_a_model_do_not_import_torch(command: list[str], tmp_path: Path) -> None:
     path = save(tmp_path / "a.safetensors", {"w": f32(1)})
     args = [{"FILE": path, "OUT": str(tmp_path / "out.safetensors")}.get(word, word) for word in command]
-    light = command == ["--version"]
-    heavy = ["torch", "numpy", "typer", "rich"] if light else ["torch", "numpy", "rich"]
+    heavy = ["torch", "numpy", "rich"]
+    heavy += ["click"] if command == ["--version"] else []
+    # Slow to load, and the fast commands can do without.
+    heavy += ["importlib.metadata", "hashlib", "random"] if command != ["doctor"] else []
     code = (
         "import sys; from pysoup.cli import main; code = main(sys.argv[2:]); "
         "loaded = [m for m in sys.argv[1].split(',') if m in sys.modules]; sys.exit(str(loaded) if loaded else code)"

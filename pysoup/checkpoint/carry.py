@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -35,6 +34,8 @@ def carried_files(directory: Path) -> list[str]:
 
 def copy_carried(directory: Path, names: list[str], target: Path) -> None:
     """Copy the contents of the named files into ``target``; their modes follow the umask. OSError is the caller's."""
+    import shutil
+
     for name in names:
         with os.fdopen(open_file(directory / name), "rb") as source, open(target / name, "xb") as copy:
             shutil.copyfileobj(source, copy)

@@ -9,7 +9,6 @@ hidden behind a zero, and types that pysoup cannot average (F4, F6, F8_E8M0, the
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from array import array
@@ -61,11 +60,12 @@ class Header:
     """One valid header: parallel columns, in the order of the data; about 60 bytes a tensor besides its name.
 
     ``dtypes`` holds indices into :data:`pysoup.dtypes.ALL`; ``begins`` are absolute file offsets in bytes.
+    ``digest`` is of the header's bytes, and comparable within one process only.
     """
 
     path: Path
     stamp: FileStamp
-    digest: bytes
+    digest: int
     names: list[str] = field(default_factory=list)
     dtypes: array[int] = field(default_factory=lambda: array("B"))
     shapes: list[tuple[int, ...]] = field(default_factory=list)
@@ -115,7 +115,7 @@ def read_header(path: Path) -> Header:
         raw = _header_bytes(fd, path, stamp.size)
     finally:
         os.close(fd)
-    header = Header(path, stamp, hashlib.blake2b(raw, digest_size=16).digest())
+    header = Header(path, stamp, hash(bytes(raw)))
     document = parse_strict(raw, path, "header")
     _take_metadata(header, document)
     _take_tensors(header, document, data_start=LENGTH_BYTES + len(raw))

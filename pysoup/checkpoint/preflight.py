@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,6 +30,8 @@ def output_error(error: OSError | ValueError, output: Path, nbytes: int | None =
 
 def free_bytes(directory: Path) -> int:
     """Bytes that this user can still write there."""
+    import shutil
+
     try:
         return shutil.disk_usage(directory).free
     except OSError:

@@ -8,14 +8,10 @@ volume that containers or machines share.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
-import hashlib
 import os
 import re
-import secrets
-import shutil
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -28,7 +24,7 @@ _TEMPORARY, _OLD = "tmp", "old"
 
 def temporary_path(target: Path, kind: str = _TEMPORARY) -> Path:
     """A fresh hidden name beside ``target``."""
-    return target.with_name(f".{_stem(target)}.pysoup-{os.getpid()}-{secrets.token_hex(4)}.{kind}")
+    return target.with_name(f".{_stem(target)}.pysoup-{os.getpid()}-{os.urandom(4).hex()}.{kind}")
 
 
 def lock(path: Path) -> int:
@@ -68,6 +64,8 @@ def remove_stale(target: Path) -> list[Path]:
 def remove(path: Path) -> None:
     """Remove a file or a whole directory; what cannot be removed is left for the next run."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):
@@ -134,6 +132,8 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> None:
 
 def _renameat2(source: Path, target: Path, flags: int) -> None:
     """renameat2(2); OSError(ENOSYS) where the C library lacks it."""
+    import ctypes
+
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -146,7 +146,11 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 def _stem(target: Path) -> str:
     """The target's name, or a digest of it where the temporary name would be too long for a filesystem."""
     raw = os.fsencode(target.name)
-    return target.name if len(raw) <= _LONGEST_STEM else hashlib.blake2b(raw, digest_size=16).hexdigest()
+    if len(raw) <= _LONGEST_STEM:
+        return target.name
+    import hashlib
+
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
 
 
 def _is_alive(pid: int) -> bool:

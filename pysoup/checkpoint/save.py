@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,6 +76,8 @@ def _memory(tensor: torch.Tensor) -> object:
 
 
 def _write(writer: CheckpointWriter, name: str, tensor: torch.Tensor) -> None:
+    import ctypes
+
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     nbytes = plain.numel() * plain.element_size()
     if nbytes:

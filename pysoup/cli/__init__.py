@@ -40,16 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: list[str]) -> int:
+    import click
+
     from ..errors import SoupError
     from .app import app
 
     try:
-        app(args=args, prog_name="pysoup")
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-        if code == INTERRUPTED:
-            _say("interrupted")
-        return code
+        # Not app.main(): that turns an interrupt and a closed pipe into answers of its own.
+        with app.make_context("pysoup", args) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED

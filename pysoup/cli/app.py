@@ -2,166 +2,172 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Any
 
-import typer
+import click
 
-app = typer.Typer(
-    name="pysoup",
-    help="Average the weights of fine-tuned models: exactly, in bounded memory, as fast as the bytes can move.",
-    epilog="Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-Checkpoints = Annotated[
-    list[str],
-    typer.Argument(metavar="CHECKPOINT", help="safetensors files, index.json files or directories of one model."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Task = Annotated[
-    str,
-    typer.Option(metavar="FILE.py:NAME", help="The model and its data: an object with model() and heldout()."),
-]
-RunDir = Annotated[str, typer.Option("--output", "-o", metavar="RUN/", help="The directory to write to.")]
-Metric = Annotated[
-    str | None,
-    typer.Option(metavar="accuracy|top5|nll", help="The held-out score. [default: the task's, else accuracy]"),
-]
+from .._version import __version__
 
 
-@app.callback()
-def _commands(
-    # `pysoup --version` alone is answered in main(); this one keeps it in --help and in odd orders of arguments.
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from .._version import __version__
+class _InOrder(click.Group):
+    """Lists its commands as they are defined, not by the alphabet."""
 
-        typer.echo(f"pysoup {__version__}")
-        raise typer.Exit
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
-@app.command()
-def average(
-    checkpoints: Checkpoints,
-    output: Annotated[
-        str, typer.Option("--output", "-o", help="The file or, if the first input is a directory, directory to write.")
-    ],
-    weights: Annotated[
-        str | None, typer.Option(metavar="W1,W2,...", help="Mixing weights, one per checkpoint. [default: equal]")
-    ] = None,
-    normalize: Annotated[
-        bool, typer.Option("--normalize/--no-normalize", help="Scale the weights to sum to 1.")
-    ] = True,
-    dtype: Annotated[
-        str | None, typer.Option(help="Output type: f64 f32 f16 bf16 f8_e4m3 f8_e5m2. [default: as the inputs]")
-    ] = None,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Limit of the buffers, such as 256MiB or 1GB.")] = "64MiB",
-    threads: Annotated[int | None, typer.Option(help="Worker threads. [default: the usable CPUs]")] = None,
-    keys: Annotated[
-        Literal["same", "intersection", "union"],
-        typer.Option(help="Which tensors: all must have the same ones, those in every input, or those in any."),
-    ] = "same",
-    integers: Annotated[
-        Literal["auto", "first", "max"],
-        typer.Option(help="Integers that differ: refuse them (counters: the largest), the first's, the largest."),
-    ] = "auto",
-    force: Force = False,
-    sync: Annotated[
-        bool | None,
-        typer.Option("--sync/--no-sync", help="Wait for the disk before renaming. [default: where a file is replaced]"),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, plan, and write nothing.")] = False,
-    json: Json = False,
-) -> None:
-    """Average checkpoint files into one, streaming: memory stays within --memory whatever the size of the model."""
-    from . import files
-
-    files.average(
-        checkpoints,
-        output,
-        weights=_weights(weights),
-        normalize=normalize,
-        dtype=dtype,
-        memory=memory,
-        threads=threads,
-        keys=keys,
-        integers=integers,
-        overwrite=force,
-        sync=sync,
-        dry_run=dry_run,
-        as_json=json,
-    )
-
-
-@app.command()
-def inspect(
-    paths: Annotated[list[str], typer.Argument(metavar="CHECKPOINT", help="Files or directories to look into.")],
-    json: Json = False,
-) -> None:
-    """List tensors, types, shapes and sizes; of several checkpoints, say whether they can be averaged."""
-    from . import files
-
-    files.inspect(paths, as_json=json)
-
-
-@app.command()
-def doctor(json: Json = False) -> None:
-    """Say what this installation can do: the native code, its instruction sets, CUDA, threads, memory bandwidth."""
-    from . import doctor as report
-
-    if not report.doctor(as_json=json):
-        raise typer.Exit(1)
-
-
-@app.command()
-def uniform(checkpoints: Checkpoints, task: Task, output: RunDir, metric: Metric = None, force: Force = False) -> None:
-    """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data."""
-    from . import models
-
-    models.uniform(task, checkpoints, output, metric=metric, overwrite=force)
-
-
-@app.command()
-def greedy(
-    checkpoints: Checkpoints,
-    task: Task,
-    output: RunDir,
-    metric: Metric = None,
-    accept: Annotated[
-        Literal[">=", ">"],
-        typer.Option(help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before."),
-    ] = ">=",
-    force: Force = False,
-) -> None:
-    """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score."""
-    from . import models
-
-    models.greedy(task, checkpoints, output, metric=metric, accept=accept, overwrite=force)
-
-
-@app.command()
-def demo(
-    output: Annotated[str, typer.Option("--output", "-o", help="The directory to write to.")] = "runs/demo",
-    seed: Annotated[int, typer.Option(help="Seed of the hyperparameters and the fine-tuning.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Use a directory with files: a stopped demo goes on, another is replaced.")
-    ] = False,
-) -> None:
-    """Fine-tune small models on data that ships with a library, make soups of them, and compare: a few minutes."""
-    from . import models
-
-    models.demo(output, seed=seed, overwrite=force)
-
-
-def _weights(text: str | None) -> list[float] | None:
+def _weights(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter("numbers separated by commas, such as 0.5,0.3,0.2", param_hint="--weights") from None
+        raise click.BadParameter("numbers separated by commas, such as 0.5,0.3,0.2") from None
+
+
+_checkpoints = click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+_force = click.option("--force", "overwrite", is_flag=True, help="Replace an output that exists.")
+_task = click.option(
+    "--task",
+    metavar="FILE.py:NAME",
+    required=True,
+    help="The model and its data: an object with model() and heldout().",
+)
+_run_dir = click.option("-o", "--output", metavar="RUN/", required=True, help="The directory to write to.")
+_metric = click.option(
+    "--metric", metavar="accuracy|top5|nll", help="The held-out score. [default: the task's, else accuracy]"
+)
+
+
+@click.group(
+    cls=_InOrder,
+    context_settings={"show_default": True},
+    epilog="Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted.",
+)
+# `pysoup --version` alone is answered in main(); this one keeps it in --help and in odd orders of arguments.
+@click.version_option(__version__, message="%(prog)s %(version)s", help="Print the version and exit.")
+def app() -> None:
+    """Average the weights of fine-tuned models: exactly, in bounded memory, as fast as the bytes can move."""
+
+
+@app.command()
+@_checkpoints
+@click.option(
+    "-o", "--output", required=True, help="The file or, if the first input is a directory, directory to write."
+)
+@click.option(
+    "--weights",
+    metavar="W1,W2,...",
+    callback=_weights,
+    help="Mixing weights, one per checkpoint. [default: equal]",
+)
+@click.option("--normalize/--no-normalize", default=True, help="Scale the weights to sum to 1.")
+@click.option("--dtype", help="Output type: f64 f32 f16 bf16 f8_e4m3 f8_e5m2. [default: as the inputs]")
+@click.option("--memory", metavar="SIZE", default="64MiB", help="Limit of the buffers, such as 256MiB or 1GB.")
+@click.option("--threads", type=int, help="Worker threads. [default: the usable CPUs]")
+@click.option(
+    "--keys",
+    type=click.Choice(["same", "intersection", "union"]),
+    default="same",
+    help="Which tensors: all must have the same ones, those in every input, or those in any.",
+)
+@click.option(
+    "--integers",
+    type=click.Choice(["auto", "first", "max"]),
+    default="auto",
+    help="Integers that differ: refuse them (counters: the largest), the first's, the largest.",
+)
+@_force
+@click.option(
+    "--sync/--no-sync",
+    default=None,
+    help="Wait for the disk before renaming. [default: where a file is replaced]",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
+@_json
+def average(checkpoints: tuple[str, ...], **options: Any) -> None:
+    """Average checkpoint files into one, streaming: memory stays within --memory whatever the size of the model.
+
+    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    """
+    from . import files
+
+    files.average(list(checkpoints), **options)
+
+
+@app.command()
+@_checkpoints
+@_json
+def inspect(checkpoints: tuple[str, ...], as_json: bool) -> None:
+    """List tensors, types, shapes and sizes; of several checkpoints, say whether they can be averaged.
+
+    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    """
+    from . import files
+
+    files.inspect(list(checkpoints), as_json=as_json)
+
+
+@app.command()
+@_json
+def doctor(as_json: bool) -> None:
+    """Say what this installation can do: the native code, its instruction sets, CUDA, threads, memory bandwidth."""
+    from . import doctor as report
+
+    if not report.doctor(as_json=as_json):
+        raise click.exceptions.Exit(1)
+
+
+@app.command()
+@_checkpoints
+@_task
+@_run_dir
+@_metric
+@_force
+def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data.
+
+    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    """
+    from . import models
+
+    models.uniform(task, list(checkpoints), output, **options)
+
+
+@app.command()
+@_checkpoints
+@_task
+@_run_dir
+@_metric
+@click.option(
+    "--accept",
+    type=click.Choice([">=", ">"]),
+    default=">=",
+    help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before.",
+)
+@_force
+def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score.
+
+    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    """
+    from . import models
+
+    models.greedy(task, list(checkpoints), output, **options)
+
+
+@app.command()
+@click.option("-o", "--output", default="runs/demo", help="The directory to write to.")
+@click.option("--seed", type=int, default=0, help="Seed of the hyperparameters and the fine-tuning.")
+@click.option(
+    "--force",
+    "overwrite",
+    is_flag=True,
+    help="Use a directory with files: a stopped demo goes on, another is replaced.",
+)
+def demo(**options: Any) -> None:
+    """Fine-tune small models on data that ships with a library, make soups of them, and compare: a few minutes."""
+    from . import models
+
+    models.demo(**options)

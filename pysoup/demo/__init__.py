@@ -19,14 +19,15 @@ def run(
     *,
     seed: int = 0,
     ingredients: int = INGREDIENTS,
-    threads: int | None = None,
+    threads: int = 1,
     quiet: bool = False,
 ) -> DemoResult:
     """Run the whole demo in the directory ``output``; a run that was stopped is continued.
 
     ``seed`` draws the hyperparameters and seeds the fine-tuning; data, splits and the shared start are the same for
-    all seeds. ``threads`` is torch's (default: as it is). ``quiet`` prints nothing. What is in ``output`` from another
-    demo is replaced. Raises :class:`pysoup.SoupError` where a package is missing.
+    all seeds. ``threads`` is torch's: one is fastest for so small a network on a busy machine, and other counts round
+    differently. ``quiet`` prints nothing. What is in ``output`` from another demo is replaced. Raises
+    :class:`pysoup.SoupError` where a package is missing.
     """
     from .packages import require
 

@@ -64,7 +64,7 @@ def run_demo(
     *,
     seed: int,
     ingredients: int,
-    threads: int | None = None,
+    threads: int = 1,
     quiet: bool = False,
     task: Digits = digits,
     ranges: Ranges = RANGES,
@@ -228,11 +228,10 @@ def _stage(label: str, quiet: bool) -> Iterator[StepProgress | None]:
 
 
 @contextmanager
-def _threads(threads: int | None) -> Iterator[None]:
+def _threads(threads: int) -> Iterator[None]:
     before = torch.get_num_threads()
     try:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
         yield
     finally:
         torch.set_num_threads(before)
