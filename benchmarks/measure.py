@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -18,7 +19,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Contest:
-    """Named callables timed in turn, A B C A B C ..., so that a slow minute of the machine hits all of them alike.
+    """Named callables timed in turn, so that a slow minute of the machine hits all of them alike.
+
+    Every turn has another order (seeded): what one contender leaves behind, in caches and in the allocator, must not
+    always fall to the same next one.
 
     ``before`` holds what is called, untimed, before a contender; ``calls`` is how often it is called per turn.
     """
@@ -33,8 +37,12 @@ class Contest:
         calls: int = 1,
     ) -> None:
         self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        shuffle = random.Random(0)
         for repeat in range(warmup + repeats):
-            for name, call in contenders.items():
+            order = list(contenders)
+            shuffle.shuffle(order)
+            for name in order:
+                call = contenders[name]
                 if before and name in before:
                     before[name]()
                 gc.collect()
@@ -72,7 +80,7 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(int(memory) / 2**20),
         "date": dt.date.today().isoformat(),
         "commit": commit.stdout.strip() + ("+" if dirty.stdout.strip() else ""),
-        "load_before": os.getloadavg()[0],
+        "load_before": round(os.getloadavg()[0], 2),
     }
 
 

