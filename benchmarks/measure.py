@@ -110,6 +110,6 @@ def goal_row(
 def goals_table(rows: list[dict[str, Any]]) -> str:
     lines = ["| what | asked | measured (median) | by bests | met |", "|---|---|---|---|---|"]
     for row in rows:
-        met = "yes" if row["met"] else "**no**"
+        met = "-" if row["asked"] == "not asked" else "yes" if row["met"] else "**no**"
         lines.append(f"| {row['what']} | {row['asked']} | {row['median']:.2f} | {row['best']:.2f} | {met} |")
     return "\n".join(lines)
