@@ -43,7 +43,7 @@ def make_checkpoints(folder: Path, count: int, dtype: str) -> list[Path]:
 
 
 def check(paths: list[Path], output: Path) -> None:
-    """The result against a plain sum of a few tensors, in f32 for 16 bits and in f64 for f32, read by the safetensors library."""
+    """Some tensors of the result, read by the safetensors library, against plain sums: f32 for 16 bits, f64 for f32."""
     import torch
     from safetensors import safe_open
 

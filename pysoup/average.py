@@ -80,8 +80,8 @@ def average_checkpoints(
     numbers, normalised to sum 1 unless ``normalize=False``; an ingredient of weight 0 is checked but not read.
     ``dtype`` is the floating-point type of the output, required where the inputs' types differ. ``memory`` bounds the
     buffers (bytes, or text such as ``"64MiB"``), in all and over all threads. ``keys="intersection"`` keeps the tensors
-    that all inputs have, ``"union"`` averages each over the inputs that have it. ``integers``: see
-    :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
+    that all inputs have, ``"union"`` averages each over the inputs that have it, not all of them of weight 0.
+    ``integers``: see :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
 
     The output is written beside its place and renamed, so an old one is whole until the new one is. ``sync`` waits for
     the disk before the rename, which a power failure asks for and a killed process does not; by default that is done
@@ -107,7 +107,7 @@ def average_checkpoints(
     writer.check()
 
     members = [Member(checkpoints[k], k) for k in overall.members]
-    plan = FilePlan(members, names, types, integers)
+    plan = FilePlan(members, names, types, integers, lambda present: mix(values, present, normalize=normalize))
     report = AverageReport(
         output=str(output),
         inputs=[str(c.path) for c in checkpoints],
@@ -132,7 +132,6 @@ def average_checkpoints(
     with open_members(members), writer:
         plan.run(
             writer,
-            law=lambda present: mix(values, present, normalize=normalize),
             threads=report.threads,
             buffer_bytes=buffer_bytes,
             progress=progress,

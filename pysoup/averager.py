@@ -23,7 +23,8 @@ from .errors import IncompatibleError, SoupError, WeightsError
 from .ingredient import Ingredient, Layout, Slot
 from .integers import check_policy
 from .sizes import parse_size
-from .state_dicts import StateDict, column, merge_integers, module_state
+from .tables import StateDict, merge_integers
+from .targets import Targets
 
 # The f32 sum is kept 2^-16 smaller: exact for all types of 16 bits and fewer, and a sum that would overflow f32 on the
 # way to a finite mean is not lost. See the contract in csrc/kernels.h.
@@ -59,7 +60,7 @@ class Averager:
     def reset(self) -> None:
         """Forgets everything added; the memory is kept for the next sum."""
         self.count = 0
-        """Ingredients added so far."""
+        """Ingredients in the sum; one of weight 0 is none."""
         self.total = 0.0
         """Sum of their weights."""
         self._integer_values: dict[str, Tensor] = {}
@@ -70,11 +71,14 @@ class Averager:
     def add(self, source: Source, weight: float = 1.0) -> None:
         """Adds one model. With weights other than 1 the result is the weighted sum over the sum of the weights.
 
+        A model of weight 0 is only checked (names, shapes, kinds): its weights are not read and it does not count.
         Raises :class:`IncompatibleError` (names, shapes, kinds of tensor) and :class:`CheckpointError` (files).
         An error in the middle of a pass leaves the sum undefined: the averager is reset.
         """
         weight = _checked(weight)
         with Ingredient.of(source, self._layout) as ingredient:
+            if weight == 0:
+                return
             if self.count == 0:
                 self._choose_accumulators(ingredient)
                 self._allocate(ingredient)
@@ -104,7 +108,8 @@ class Averager:
     def result(self, out: torch.nn.Module | StateDict | None = None) -> dict[str, Any]:
         """The average so far, each element rounded once to the dtype of ``spec``, or of ``out`` where it is given.
 
-        ``out`` (a module or a state dict) is written in place. The sum is unchanged: more can be added.
+        ``out`` (a module or a state dict) is written in place, after all of it was checked: names, shapes, kinds,
+        memory that its tensors share. The sum is unchanged: more can be added.
         """
         if self.count == 0:
             raise SoupError("nothing was added to the average")
@@ -116,6 +121,8 @@ class Averager:
         """What :meth:`result` would be after ``add(source, weight)``: one fused pass, the sum left as it is."""
         weight = _checked(weight)
         with Ingredient.of(source, self._layout) as ingredient:
+            if weight == 0:
+                return self.result(out)
             if self.count == 0:
                 self._choose_accumulators(ingredient)
             self._check_dtypes(ingredient)
@@ -205,84 +212,46 @@ class Averager:
         divisor = self.total + weight
         if divisor == 0:
             raise WeightsError("weights cannot be normalised", found="sum 0", expected="a finite sum other than 0")
-        targets = self._targets(out)
-        columns, flats = Columns(), []
-        for slot, acc in zip(self._layout.slots, self._accumulators, strict=True):
-            flat = _flat_target(targets[slot.name])
-            flats.append(flat)
-            _check_target(slot, flat, acc)
+        targets = Targets(self._layout, self._accumulators, out, ingredient)
+        overflowed = {i: torch.empty(self._layout.slots[i].elements, dtype=torch.float64) for i in self._overflowed()}
+        columns = Columns()
+        for i, (slot, acc) in enumerate(zip(self._layout.slots, self._accumulators, strict=True)):
+            flat = overflowed.get(i, targets.flats[i])
             columns.add(slot.elements, ops.addresses([flat])[0], MEMORY, ops.dtype_of(flat).native, acc, divisor)
         sources = [self._sum_column(1.0 / _F32_SCALE)] if self.count else []
         if ingredient is None:
             _native.run(columns.plan(sources), threads=self._threads)
         else:
-            plan = columns.plan([*sources, ingredient.column([weight] * len(flats))])
-            ops.refuse_overlap(plan)
+            plan = columns.plan([*sources, ingredient.column([weight] * len(targets.flats))])
             ingredient.run(plan, self._threads, self._buffer_bytes)
-        self._mend_overflows(ingredient, weight, divisor, flats)
-        self._deliver(targets, flats, integers)
-        return out if isinstance(out, dict) else targets
+        for i, quotient in overflowed.items():
+            mended = self._mended(i, quotient, ingredient, weight, divisor)
+            ops.weighted_sum([[mended]], [1.0], [targets.flats[i].view(-1)], 1.0, threads=self._threads)
+        return targets.deliver(integers)
 
-    def _mend_overflows(
-        self, ingredient: Ingredient | None, weight: float, divisor: float, flats: Sequence[Tensor]
-    ) -> None:
-        """Where f64 inputs overflowed the f64 sum, the element is taken from the second, smaller sum."""
+    def _overflowed(self) -> list[int]:
+        """The slots with sums of f64 inputs that are not finite, in f64 itself. Reads those sums once."""
         if self._small_sum is None or not self.count:
-            return
-        for i, (slot, flat) in enumerate(zip(self._layout.slots, flats, strict=True)):
-            if self._accumulators[i] != ACC_F64 or bool(torch.isfinite(flat).all()):
-                continue
-            begin = self._offsets[i]
-            small = self._small_sum[begin : begin + slot.elements].clone()
-            if ingredient is not None:
-                small += ingredient.slot_values(i) * (weight * _F64_SCALE)
-            mended = (small / divisor / _F64_SCALE).reshape(flat.shape).to(flat.dtype)
-            flat.copy_(torch.where(torch.isfinite(flat) | torch.isnan(mended), flat, mended))  # keeps the one NaN
+            return []
+        wide = [i for i, acc in enumerate(self._accumulators) if acc == ACC_F64]
+        return [i for i in wide if not bool(torch.isfinite(self._part(self._sum[ACC_F64], i)).all())]
 
-    def _targets(self, out: torch.nn.Module | StateDict | None) -> dict[str, Tensor]:
-        """Where the result goes: the tensors of ``out``, or new ones; tied names share one tensor."""
-        if out is not None:
-            state = module_state(out)
-            return dict(zip(self._layout.names, column(state, self._layout.names, "out", "the averager"), strict=True))
-        fresh: dict[str, Tensor] = {}
-        for slot in self._layout.slots:
-            tensor = ops.fresh(slot.shape, slot.torch_dtype)
-            fresh.update(dict.fromkeys(slot.names, tensor))
-        fresh.update({n: torch.empty(shape, dtype=dtype) for n, (shape, dtype) in self._layout.kept.items()})
-        return {name: fresh[name] for name in self._layout.names}
+    def _part(self, sums: Tensor, index: int) -> Tensor:
+        begin = self._offsets[index]
+        return sums[begin : begin + self._layout.slots[index].elements]
 
-    def _deliver(self, targets: Mapping[str, Tensor], flats: Sequence[Tensor], integers: Mapping[str, Tensor]) -> None:
-        """What could not be written in place, copied; then autograd is told."""
-        with torch.no_grad():
-            for slot, flat in zip(self._layout.slots, flats, strict=True):
-                value = torch.view_as_complex(flat) if slot.torch_dtype.is_complex else flat
-                for name in slot.names:
-                    target = targets[name]
-                    if target.numel() and ops.addresses([target]) != ops.addresses([flat]):
-                        target.copy_(value)
-            for name, value in integers.items():
-                targets[name].copy_(value)
-        ops.bump_versions(list(targets.values()))
-
-
-def _flat_target(tensor: Tensor) -> Tensor:
-    """The tensor's own memory where it can be written directly, else a contiguous CPU buffer of its size."""
-    tensor = tensor.detach()
-    flat = torch.view_as_real(tensor) if tensor.is_complex() and not tensor.is_conj() else ops.as_reals(tensor)
-    if flat.is_cpu and flat.is_contiguous() and not flat.is_neg():
-        return flat
-    return torch.empty(flat.shape, dtype=flat.dtype)
-
-
-def _check_target(slot: Slot, flat: Tensor, acc: int) -> None:
-    if flat.numel() != slot.elements or not flat.is_floating_point():
-        raise IncompatibleError(
-            "shape differs", file="out", tensor=slot.name, found=list(flat.shape), expected=list(slot.shape)
-        )
-    dtype = ops.dtype_of(flat)
-    if acc == ACC_F32 and accumulator([slot.dtype], dtype) != ACC_F32:
-        expected = f"{slot.dtype}: the sum is kept in f32"
-        raise IncompatibleError("out has a wider dtype", tensor=slot.name, found=dtype, expected=expected)
+    def _mended(
+        self, index: int, quotient: Tensor, ingredient: Ingredient | None, weight: float, divisor: float
+    ) -> Tensor:
+        """A slot's f64 quotients; where the sum overflowed, they are taken from the second, smaller sum."""
+        assert self._small_sum is not None
+        small = self._part(self._small_sum, index)
+        if ingredient is not None:
+            total = torch.empty_like(small)
+            values = ingredient.slot_values(index)
+            ops.weighted_sum([[small], [values]], [1.0, weight * _F64_SCALE], [total], 1.0, threads=self._threads)
+            small = total
+        return torch.where(torch.isfinite(quotient), quotient, small / divisor / _F64_SCALE)
 
 
 def _check_width(slot: Slot, first: DType, dtype: DType, label: str) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from . import _native, ops
+from .aliasing import refuse_overlap
 from .errors import IncompatibleError
 from .integers import check_policy
-from .state_dicts import (
+from .state_dicts import average_state_dicts
+from .tables import (
+    Outputs,
     StateDict,
-    average_state_dicts,
     check_table,
     column,
     is_inexact,
@@ -46,35 +48,41 @@ class BoundAverage:
         )
         self._integers = check_policy(integers)
         self._threads = _native.threads_or_default(threads)
-        names, self._labels = list(given[0]), labels_of(len(given))
-        table = [column(sd, names, label, self._labels[0]) for sd, label in zip(given, self._labels, strict=True)]
-        outs = column(self.out, names, "out", self._labels[0])
-        dtypes = check_table(names, table, self._labels, outs, None)
-        if dtypes is None:
+        names, labels = list(given[0]), labels_of(len(given))
+        table = [column(sd, names, label, labels[0]) for sd, label in zip(given, labels, strict=True)]
+        outputs = Outputs.of(self.out, names, labels[0])
+        outs = outputs.tensors
+        dtypes = check_table(names, table, labels, outs, None)
+        if dtypes is None or outputs.copies:
             raise IncompatibleError("cannot be bound", expected="contiguous CPU tensors of equal dtypes")
         law = mix(check_weights(weights, len(given)), range(len(given)))
+        members = [table[k] for k in law.members]
+        self._labels = [labels[k] for k in law.members]
+        refuse_overlap(names, outs, members, self._labels)
         floats = [i for i, tensor in enumerate(outs) if tensor.is_floating_point()]
         if any(is_inexact(outs[i]) for i in set(range(len(outs))) - set(floats)):
             raise IncompatibleError("cannot be bound", found="complex tensors", expected="real ones")
-        sources = [[table[k][i] for i in floats] for k in law.members]
+        sources = [[tensors[i] for i in floats] for tensors in members]
         self._outs = [outs[i] for i in floats]
         self._kept = [
-            (n, [table[k][i] for k in law.members], outs[i]) for i, n in enumerate(names) if i not in set(floats)
+            (n, [tensors[i] for tensors in members], outs[i]) for i, n in enumerate(names) if i not in set(floats)
         ]
         self._bound = [tensor for column_ in sources for tensor in column_] + self._outs
         self._addresses = ops.addresses(self._bound)
         self._plan = ops.sum_columns(sources, law.factors, self._outs, law.divisor)
-        ops.refuse_overlap(self._plan)
 
     def run(self) -> Mapping[str, Any]:
         """Writes the average of what the inputs hold now into :attr:`out` and returns it.
 
-        Raises :class:`IncompatibleError` if a tensor's memory was replaced since (``param.data = ...``).
+        Raises :class:`IncompatibleError` if a tensor's memory was replaced since (``param.data = ...``),
+        or where integers differ now; nothing is written then.
         """
         if ops.addresses(self._bound) != self._addresses:
             raise IncompatibleError("a tensor has moved since the average was bound", expected="bind it again")
+        kept = [merge_integers(name, tensors, self._labels, self._integers) for name, tensors, _ in self._kept]
         _native.run(self._plan, threads=self._threads)
-        for name, values, out in self._kept:
-            merge_integers(name, values, self._labels, self._integers, out)
+        for (_, _, out), value in zip(self._kept, kept, strict=True):
+            if out is not value:
+                ops.write(out, value)
         ops.bump_versions(self._outs)
         return self.out

@@ -16,7 +16,7 @@ from . import _native
 from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry
 from .columns import RAW, Columns, SourceColumn, accumulator
 from .dtypes import BY_NAME, DType
-from .errors import CheckpointError, OutputError, SoupError
+from .errors import CheckpointError, OutputError, SoupError, WeightsError
 from .integers import choose
 from .sizes import format_size
 from .weights import Mix
@@ -79,14 +79,39 @@ def real_parts(dtype: DType, elements: int) -> tuple[DType, int]:
 
 
 class FilePlan:
-    """The average of ``members`` over ``names``, with output type ``types[i]`` for ``names[i]``."""
+    """The average of ``members`` over ``names``, with output type ``types[i]`` for ``names[i]``.
 
-    def __init__(self, members: Sequence[Member], names: Sequence[str], types: Sequence[DType], integers: str) -> None:
+    ``law`` gives the mix of the members (by their index) that have a tensor. Raises :class:`WeightsError`, naming the
+    tensor, where it has none.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        names: Sequence[str],
+        types: Sequence[DType],
+        integers: str,
+        law: Callable[[Sequence[int]], Mix],
+    ) -> None:
         self.members = members
         self.names = names
         self.types = types
         self.integers = integers
-        self.bytes_read = sum(e.nbytes for m in members for n in names if (e := m.find(n)) is not None)
+        self.bytes_read = 0
+        self._laws: dict[tuple[int, ...], Mix] = {}
+        for name, dtype in zip(names, types, strict=True):
+            entries = [m.find(name) for m in members]
+            self.bytes_read += sum(entry.nbytes for entry in entries if entry is not None)
+            present = self._present(entries)
+            if present not in self._laws and (dtype.kind in ("float", "complex") or not present):
+                try:
+                    self._laws[present] = law(present)
+                except WeightsError as error:
+                    what = error.what if present else "all inputs that have it have weight 0"
+                    raise WeightsError(what, tensor=name, found=error.found, expected=error.expected) from None
+
+    def _present(self, entries: Sequence[TensorEntry | None]) -> tuple[int, ...]:
+        return tuple(m.index for m, e in zip(self.members, entries, strict=True) if e is not None)
 
     def fit(self, budget: int, threads: int, preferred: int) -> tuple[int, int]:
         """Threads and buffer bytes a thread within ``budget`` bytes; raises :class:`SoupError` if none fit."""
@@ -111,13 +136,12 @@ class FilePlan:
         self,
         writer: CheckpointWriter,
         *,
-        law: Callable[[Sequence[int]], Mix],
         threads: int,
         buffer_bytes: int,
         progress: Callable[[int, int], object] | None,
     ) -> None:
         """Reads, averages and writes everything; the members' files and the writer are open."""
-        plan = self._native_plan(writer, law)
+        plan = self._native_plan(writer)
         total = plan.bytes
         report = None if progress is None else lambda done: progress(done, total)
         try:
@@ -125,12 +149,10 @@ class FilePlan:
         except _native.load().NativeError as error:
             raise self._translate(error, writer) from None
 
-    def _native_plan(self, writer: CheckpointWriter, law: Callable[[Sequence[int]], Mix]) -> Any:
+    def _native_plan(self, writer: CheckpointWriter) -> Any:
         columns, sources = Columns(), [SourceColumn() for _ in self.members]
-        laws: dict[tuple[int, ...], Mix] = {}
         for name, dtype in zip(self.names, self.types, strict=True):
             entries = [m.find(name) for m in self.members]
-            present = tuple(m.index for m, e in zip(self.members, entries, strict=True) if e is not None)
             shard, offset = writer.offset(name)
             fd = writer.fd(shard)
             first = next((e for e in entries if e is not None), None)
@@ -139,9 +161,7 @@ class FilePlan:
             if dtype.kind not in ("float", "complex"):
                 self._integer(name, entries, writer, columns, sources, (offset, fd))
                 continue
-            mixed = laws.get(present)
-            if mixed is None:
-                mixed = laws[present] = law(present)
+            mixed = self._laws[self._present(entries)]
             types = [real_parts(e.dtype, 0)[0] for e in entries if e is not None]
             real, elements = real_parts(dtype, first.nbytes // first.dtype.itemsize)
             columns.add(elements, offset, fd, real.native, accumulator(types, real), mixed.divisor)

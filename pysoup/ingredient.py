@@ -16,7 +16,7 @@ from .columns import SourceColumn
 from .dtypes import DType
 from .errors import IncompatibleError, SoupError
 from .file_plan import Member, read_error, real_parts
-from .state_dicts import StateDict, column, some_names
+from .tables import StateDict, column, some_names
 
 
 @dataclass(frozen=True)
@@ -211,6 +211,11 @@ class Ingredient:
     def _blame(self, error: Any) -> SoupError:
         members = [] if self._member is None else [self._member]
         return read_error(error, members) or SoupError(str(error.args[0]), file=self.label)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Where the slots' values are read from, if that is memory; else nothing."""
+        return self._flats
 
     def slot_values(self, index: int) -> Tensor:
         """The values of one slot as a flat f64 tensor, read whole; for the rare repair of overflowed sums."""

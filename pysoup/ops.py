@@ -56,10 +56,10 @@ def refuse_special(tensor: object, name: str, where: str | None = None) -> None:
 def _special_kind(tensor: object) -> str | None:
     if not isinstance(tensor, Tensor):
         return f"{type(tensor).__name__}, not a tensor"
-    if type(tensor) not in _PLAIN and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return type(tensor).__name__  # DTensor, FakeTensor and other wrappers: their own memory is not their values
     if tensor.is_nested:
         return "nested tensor"
+    if type(tensor) not in _PLAIN and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return type(tensor).__name__  # DTensor, FakeTensor and other wrappers: their own memory is not their values
     if tensor.layout != torch.strided:
         return f"sparse tensor ({tensor.layout})"
     if tensor.is_quantized:
@@ -86,11 +86,11 @@ def plain_dtypes(columns: Sequence[Sequence[Tensor]]) -> list[torch.dtype] | Non
     dtypes, shape = dtypes_of(first), attrgetter("shape")
     if not set(dtypes) <= SUPPORTED:
         return None
-    shapes = list(map(shape, first))
-    # Real views of conjugated tensors have a pending negation. They skip elements, so they pass as contiguous only
-    # where they have just one.
-    singles = [i for i, size in enumerate(shapes) if size.numel() == 1]
     try:
+        shapes = list(map(shape, first))
+        # Real views of conjugated tensors have a pending negation. They skip elements, so they pass as contiguous only
+        # where they have just one.
+        singles = [i for i, size in enumerate(shapes) if size.numel() == 1]
         for column in columns:
             alike = (
                 len(column) == len(first)
@@ -102,7 +102,7 @@ def plain_dtypes(columns: Sequence[Sequence[Tensor]]) -> list[torch.dtype] | Non
             )
             if not alike:
                 return None
-    except (RuntimeError, NotImplementedError):  # nested and sparse tensors do not answer is_contiguous
+    except (RuntimeError, NotImplementedError):  # nested and sparse tensors do not answer all of this
         return None
     return dtypes
 
@@ -247,6 +247,29 @@ def refuse_overlap(plan: Any, names: Sequence[str] = ()) -> None:
     )
 
 
+def write(target: Tensor, value: Tensor) -> None:
+    """``target.copy_(value)``, for leaves that require gradients and inference tensors too."""
+    with torch.inference_mode(target.is_inference()), torch.no_grad():
+        target.copy_(value)
+
+
+# torch has no order for the wider unsigned types: with the highest bit flipped they sort as signed ones do.
+_SIGNED = {
+    getattr(torch, f"uint{bits}"): getattr(torch, f"int{bits}")
+    for bits in (16, 32, 64)
+    if hasattr(torch, f"uint{bits}")
+}
+
+
+def largest(one: Tensor, other: Tensor) -> Tensor:
+    """The elementwise maximum of integers or flags, all types of a checkpoint included."""
+    signed = _SIGNED.get(one.dtype)
+    if signed is None:
+        return torch.maximum(one, other)
+    flip = torch.iinfo(signed).min
+    return (torch.maximum(one.view(signed) ^ flip, other.view(signed) ^ flip) ^ flip).view(one.dtype)
+
+
 def bump_versions(tensors: Sequence[Tensor]) -> None:
     """Tells autograd that the tensors were written in place, so that a stale backward fails instead of lying."""
     tracked = [t for t in tensors if not t.is_inference()]
@@ -281,10 +304,12 @@ __all__ = [
     "dtypes_of",
     "fresh",
     "fresh_like",
+    "largest",
     "plain_dtypes",
     "refuse_overlap",
     "refuse_special",
     "sum_columns",
     "torch_dtype",
     "weighted_sum",
+    "write",
 ]

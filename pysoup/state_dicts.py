@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +10,23 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .aliasing import output_ties, refuse_overlap, shared_ties, without
+from .arrays import check_result_type, to_array
 from .dtypes import DType, parse_float
-from .errors import IncompatibleError, SoupError
-from .integers import check_policy, choose
-from .weights import check_weights, mix
-
-StateDict = Mapping[str, Any]
+from .errors import SoupError
+from .integers import check_policy
+from .tables import (
+    Outputs,
+    StateDict,
+    as_mapping,
+    check_table,
+    column,
+    is_inexact,
+    labels_of,
+    merge_integers,
+    module_state,
+)
+from .weights import Mix, check_weights, mix
 
 
 def average_state_dicts(
@@ -38,40 +48,60 @@ def average_state_dicts(
     the sum is kept in f32 if all inputs and the result have 16 bits or fewer, in f64 otherwise. Complex ones keep
     their type.
 
-    ``out`` (a state dict or a module) is written in place and may be one of the inputs. Otherwise the result is new: an
-    ``OrderedDict`` (with its ``_metadata``) where the first input is one, tied where every input is tied.
+    ``out`` (a state dict or a module) is written in place and may be one of the inputs; what is tied in it must be
+    equal in each input. Otherwise the result is new: an ``OrderedDict`` (with its ``_metadata``) where the first input
+    is one, arrays where the first input has arrays, tied where every input is tied.
 
     Tensors that are not floating-point are kept where all agree, ``num_batches_tracked`` becomes the largest, others
     raise unless ``integers`` is ``"first"`` or ``"max"``. ``progress`` gets the bytes moved so far.
 
-    Raises :class:`IncompatibleError` (names, shapes, dtypes, devices, kinds of tensor, overlapping memory) and
-    :class:`WeightsError`. Source: Wortsman et al. 2022, section 2.
+    Raises :class:`IncompatibleError` (names, shapes, dtypes, devices, kinds of tensor, integer values, overlapping
+    memory) and :class:`WeightsError`, always before anything is written. Source: Wortsman et al. 2022, section 2.
     """
     given = [module_state(sd) for sd in state_dicts]
     if not given:
         raise SoupError("no state dicts to average")
     check_policy(integers)
-    chosen = mix(check_weights(weights, len(given)), range(len(given)), normalize=normalize)
+    law = mix(check_weights(weights, len(given)), range(len(given)), normalize=normalize)
     names = list(given[0])
     labels = labels_of(len(given))
     table = [column(sd, names, label, labels[0]) for sd, label in zip(given, labels, strict=True)]
-    targets = None if out is None else column(module_state(out), names, "out", labels[0])
-    plain = check_table(names, table, labels, targets, dtype)
+    targets = None if out is None else Outputs.of(out, names, labels[0])
+    plain = check_table(names, table, labels, None if targets is None else targets.tensors, dtype)
 
-    sources = [table[k] for k in chosen.members]
-    outputs = _outputs(sources[0], targets, None if dtype is None else parse_float(dtype))
-    tied = {} if targets is not None else _ties(table)
-    kept = [labels[k] for k in chosen.members]
-    finish = _sum_floats(
-        names, sources, outputs, chosen.factors, chosen.divisor, tied, plain, out is not None, threads, progress
-    )
+    sources, members = [table[k] for k in law.members], [labels[k] for k in law.members]
+    kept = _without_mean(table[0], plain)
+    if targets is not None:
+        tied = output_ties(names, targets.memory, sources, members)
+        if plain is None or kept:  # else the sum's own plan is checked, which is faster
+            refuse_overlap(
+                without(tied, names), without(tied, targets.memory), [without(tied, c) for c in sources], members
+            )
+        outputs: list[Any] = list(targets.tensors)
+    else:
+        wanted = None if dtype is None else parse_float(dtype)
+        if wanted is not None:
+            check_result_type(given[0].values(), wanted)
+        tied = shared_ties(table)
+        outputs = _fresh_outputs(sources[0], wanted)
+    values = {i: merge_integers(names[i], [t[i] for t in sources], members, integers) for i in kept if i not in tied}
+
+    if plain is not None and not any(d.is_complex for d in set(plain)):
+        _sum_plain(names, sources, outputs, law, tied, plain, targets is not None, threads, progress)
+    else:
+        with torch.no_grad():
+            _sum_any(sources, outputs, law, tied, threads, progress)
+    for i, value in values.items():
+        if targets is None:
+            outputs[i] = value.clone()
+        elif outputs[i] is not value:
+            ops.write(outputs[i], value)
+    if out is not None and targets is not None:
+        targets.finish()
+        return as_mapping(out)
     for i in tied:
         outputs[i] = outputs[tied[i]]
-    for i in _without_mean(table[0], plain):
-        outputs[i] = merge_integers(names[i], [t[i] for t in sources], kept, integers, outputs[i])
-    for target, computed in finish:
-        target.copy_(computed)
-    return _as_given(given[0], names, outputs) if out is None else _out_mapping(out)
+    return _as_given(given[0], names, outputs)
 
 
 def _without_mean(tensors: Sequence[Tensor], dtypes: list[torch.dtype] | None) -> list[int]:
@@ -81,136 +111,8 @@ def _without_mean(tensors: Sequence[Tensor], dtypes: list[torch.dtype] | None) -
     return [i for i, tensor in enumerate(tensors) if not is_inexact(tensor)]
 
 
-def module_state(source: StateDict | torch.nn.Module) -> StateDict:
-    """The mapping itself, or the state dict of a module; its tensors share the module's memory."""
-    if isinstance(source, torch.nn.Module):
-        return source.state_dict()
-    if not isinstance(source, Mapping):
-        raise IncompatibleError(
-            "not a state dict", found=type(source).__name__, expected="a mapping of names to tensors"
-        )
-    return source
-
-
-def column(state_dict: StateDict, names: Sequence[str], label: str, first: str) -> list[Tensor]:
-    """The tensors of one state dict in the order of ``names``; numpy arrays as tensors that share their memory."""
-    try:
-        tensors = list(map(state_dict.__getitem__, names))
-    except KeyError:
-        tensors = []
-    if len(tensors) != len(state_dict) or len(tensors) != len(names):
-        known = set(names)
-        lacks, extra = [n for n in names if n not in state_dict], [n for n in state_dict if n not in known]
-        parts = [
-            f"{word} {some_names(which)}" for word, which in (("lacks", lacks), ("has in addition", extra)) if which
-        ]
-        raise IncompatibleError("names differ", file=label, found="; ".join(parts), expected=f"the names of {first}")
-    if set(map(type, tensors)) <= {Tensor, torch.nn.Parameter}:
-        return tensors
-    return [t if isinstance(t, Tensor) else _from_array(t, n, label) for t, n in zip(tensors, names, strict=True)]
-
-
-def labels_of(count: int) -> list[str]:
-    """What the inputs are called in errors."""
-    return [f"state_dicts[{k}]" for k in range(count)]
-
-
-def some_names(names: Sequence[str], shown: int = 4) -> str:
-    """The first few names, and how many more there are."""
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(repr(n) for n in names[:shown]) + rest
-
-
-def _from_array(value: Any, name: str, label: str) -> Tensor:
-    if type(value).__module__ != "numpy" or not hasattr(value, "__array_interface__"):
-        ops.refuse_special(value, name, label)
-    import numpy as np
-
-    array = np.asarray(value)
-    try:
-        with warnings.catch_warnings():  # read-only arrays are only read
-            warnings.simplefilter("ignore", UserWarning)
-            if array.dtype.name == "bfloat16":
-                return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-            return torch.from_numpy(array if min(array.strides, default=0) >= 0 else array.copy())
-    except (TypeError, ValueError) as error:
-        raise IncompatibleError(
-            "array is not supported", file=label, tensor=name, found=str(error).split(".")[0]
-        ) from None
-
-
-def is_inexact(tensor: Tensor) -> bool:
-    """Whether the tensor is averaged (floating-point or complex) rather than kept."""
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def check_table(
-    names: Sequence[str],
-    table: Sequence[Sequence[Tensor]],
-    labels: Sequence[str],
-    targets: Sequence[Tensor] | None,
-    dtype: object,
-) -> list[torch.dtype] | None:
-    """Everything that must agree. Returns :func:`pysoup.ops.plain_dtypes`: the dtypes of the common, plain case.
-
-    Where it is not that case, each tensor is looked at, for the error to name.
-    """
-    columns = [*table, targets] if targets is not None else list(table)
-    if targets is not None and dtype is not None:
-        _check_out_dtype(names, targets, parse_float(dtype))
-    if targets is not None and dtype is not None:
-        _check_out_dtype(names, targets, parse_float(dtype))
-    dtypes = ops.plain_dtypes(columns)
-    if dtypes is not None:
-        return dtypes
-    where = [*labels, "out"]
-    for k, tensors in enumerate(columns):
-        for name, tensor, first in zip(names, tensors, columns[0], strict=True):
-            ops.refuse_special(tensor, name, where[k])
-            _check_pair(name, tensor, first, where[k], where[0])
-            found, expected = ops.dtype_of(tensor), ops.dtype_of(first)
-            free = dtype is not None or targets is not None
-            if found != expected and not (free and found.kind == expected.kind == "float"):
-                hint = "; pass dtype= to choose the result's" if found.kind == expected.kind == "float" else ""
-                raise IncompatibleError(
-                    "dtypes differ",
-                    file=where[k],
-                    tensor=name,
-                    found=found,
-                    expected=f"{expected} as in {where[0]}{hint}",
-                )
-    return None
-
-
-def _check_pair(name: str, tensor: Tensor, first: Tensor, label: str, first_label: str) -> None:
-    if tensor.shape != first.shape:
-        raise IncompatibleError(
-            "shape differs",
-            file=label,
-            tensor=name,
-            found=list(tensor.shape),
-            expected=f"{list(first.shape)} as in {first_label}",
-        )
-    if tensor.device != first.device:
-        raise IncompatibleError(
-            "device differs",
-            file=label,
-            tensor=name,
-            found=tensor.device,
-            expected=f"{first.device} as in {first_label}",
-        )
-
-
-def _check_out_dtype(names: Sequence[str], targets: Sequence[Tensor], dtype: DType) -> None:
-    for name, target in zip(names, targets, strict=True):
-        if target.is_floating_point() and ops.dtype_of(target) != dtype:
-            raise IncompatibleError("out has another dtype", tensor=name, found=ops.dtype_of(target), expected=dtype)
-
-
-def _outputs(first: Sequence[Tensor], targets: Sequence[Tensor] | None, dtype: DType | None) -> list[Any]:
-    """The tensors to write: ``targets``, or fresh ones for what is averaged (None for the rest)."""
-    if targets is not None:
-        return list(targets)
+def _fresh_outputs(first: Sequence[Tensor], dtype: DType | None) -> list[Any]:
+    """New tensors for what is averaged, None for the rest."""
     if dtype is None and all(map(Tensor.is_floating_point, first)):
         return ops.all_fresh_like(first)
     if dtype is None:
@@ -219,61 +121,47 @@ def _outputs(first: Sequence[Tensor], targets: Sequence[Tensor] | None, dtype: D
     return [ops.fresh_like(t, t.dtype if t.is_complex() else wanted) if is_inexact(t) else None for t in first]
 
 
-def _ties(table: Sequence[Sequence[Tensor]]) -> dict[int, int]:
-    """index -> earlier index for tensors that are one and the same memory in every input: averaged once, kept tied."""
-    first: dict[tuple[Any, ...], int] = {}
-    tied: dict[int, int] = {}
-    if any(t.layout != torch.strided for t in table[0]):
-        return tied
-    pointers = [ops.addresses(table[0])]
-    if len(set(pointers[0])) == len(pointers[0]):
-        return tied
-    pointers += map(ops.addresses, table[1:])
-    for i, tensor in enumerate(table[0]):
-        if tensor.numel() == 0:
-            continue
-        key = tuple(
-            (row[i], tensors[i].shape, tensors[i].stride()) for row, tensors in zip(pointers, table, strict=True)
-        )
-        if key in first:
-            tied[i] = first[key]
-        else:
-            first[key] = i
-    return tied
-
-
-def _sum_floats(
+def _sum_plain(
     names: Sequence[str],
     sources: Sequence[Sequence[Tensor]],
     outputs: Sequence[Any],
-    factors: Sequence[float],
-    divisor: float,
+    law: Mix,
     tied: Mapping[int, int],
-    plain: list[torch.dtype] | None,
+    dtypes: list[torch.dtype],
     in_place: bool,
     threads: int | None,
     progress: Callable[[int], object] | None,
-) -> list[tuple[Tensor, Tensor]]:
-    """One native call for all that is averaged. Returns (target, value) pairs that are still to be copied: targets
-    whose memory order is not that of their sources."""
-    if plain is not None and not any(d.is_complex for d in set(plain)):
-        chosen = [i for i, d in enumerate(plain) if d.is_floating_point and i not in tied]
-        every = len(chosen) == len(plain)
-        ops.weighted_sum(
-            sources if every else [[column[i] for i in chosen] for column in sources],
-            factors,
-            outputs if every else [outputs[i] for i in chosen],
-            divisor,
-            dtypes=plain if every else [plain[i] for i in chosen],
-            names=[names[i] for i in chosen],
-            check_overlap=in_place,
-            threads=threads,
-            progress=progress,
-        )
-        return []
+) -> None:
+    """One native call for all floats of contiguous tensors, with as little Python for each of them as can be."""
+    chosen = [i for i, d in enumerate(dtypes) if d.is_floating_point and i not in tied]
+    every = len(chosen) == len(dtypes)
+    ops.weighted_sum(
+        sources if every else [[column[i] for i in chosen] for column in sources],
+        law.factors,
+        outputs if every else [outputs[i] for i in chosen],
+        law.divisor,
+        dtypes=dtypes if every else [dtypes[i] for i in chosen],
+        names=[names[i] for i in chosen],
+        check_overlap=in_place,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def _sum_any(
+    sources: Sequence[Sequence[Tensor]],
+    outputs: Sequence[Any],
+    law: Mix,
+    tied: Mapping[int, int],
+    threads: int | None,
+    progress: Callable[[int], object] | None,
+) -> None:
+    """One native call for tensors of any strides and of complex numbers; no output overlaps another's source.
+
+    An output whose memory order is not that of its sources gets its value afterwards from a buffer of its size.
+    """
     rows: list[list[Tensor]] = []
     flat_outputs: list[Tensor] = []
-    summed: list[str] = []
     later: list[tuple[Tensor, Tensor]] = []
     for i, output in enumerate(outputs):
         if i in tied or not is_inexact(sources[0][i]):
@@ -284,39 +172,22 @@ def _sum_floats(
             target = torch.view_as_real(output)
         row = ops.as_flat(reals, target)
         if row[0].stride() != target.stride() or output.is_conj() or output.is_neg():
-            target = torch.empty_like(row[0], dtype=target.dtype, memory_format=torch.contiguous_format)
+            dtype = row[0].dtype if output.is_complex() else output.dtype
+            target = torch.empty_like(row[0], dtype=dtype, memory_format=torch.contiguous_format)
             row = [t.contiguous() for t in row]
             later.append((output, torch.view_as_complex(target) if output.is_complex() else target))
         rows.append(row)
         flat_outputs.append(target)
-        summed.append(names[i])
     ops.weighted_sum(
         list(zip(*rows, strict=True)) if rows else [[] for _ in sources],
-        factors,
+        law.factors,
         flat_outputs,
-        divisor,
-        names=summed,
-        check_overlap=in_place,
+        law.divisor,
         threads=threads,
         progress=progress,
     )
-    return later
-
-
-def merge_integers(
-    name: str, tensors: Sequence[Tensor], labels: Sequence[str], policy: str, out: Tensor | None = None
-) -> Tensor:
-    """The value of a tensor that has no mean (see :mod:`pysoup.integers`), in ``out`` or in a new tensor."""
-    differs = next((k for k, t in enumerate(tensors) if k and not torch.equal(t, tensors[0])), None)
-    value = tensors[0]
-    if choose(name, policy, labels, differs) == "max" and differs is not None:
-        for tensor in tensors[1:]:
-            value = torch.maximum(value, tensor)
-    if out is None:
-        return value.clone()
-    if out is not value:
-        out.copy_(value)
-    return out
+    for target, computed in later:
+        ops.write(target, computed)
 
 
 def _as_given(first: StateDict, names: Sequence[str], outputs: Sequence[Tensor]) -> dict[str, Any]:
@@ -325,20 +196,10 @@ def _as_given(first: StateDict, names: Sequence[str], outputs: Sequence[Tensor])
     for i, name in enumerate(names):
         original = first[name]
         if not isinstance(original, Tensor):
-            values[i] = _to_array(values[i], original)
+            values[i] = to_array(values[i], original)
     if not isinstance(first, OrderedDict):
         return dict(zip(names, values, strict=True))
     result: OrderedDict[str, Any] = OrderedDict(zip(names, values, strict=True))
     if hasattr(first, "_metadata"):  # module versions, which load_state_dict reads
         result._metadata = first._metadata  # type: ignore[attr-defined]
     return result
-
-
-def _to_array(tensor: Tensor, like: Any) -> Any:
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.uint16).numpy().view(like.dtype)
-    return tensor.numpy()
-
-
-def _out_mapping(out: StateDict | torch.nn.Module) -> dict[str, Any]:
-    return out if isinstance(out, dict) else dict(module_state(out))

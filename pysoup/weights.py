@@ -51,16 +51,19 @@ def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, .
 def mix(weights: tuple[float, ...] | None, present: Sequence[int], *, normalize: bool = True) -> Mix:
     """The law for the ingredients in ``present`` (indices into the weights, ascending).
 
-    ``weights`` has passed :func:`check_weights`. Raises :class:`WeightsError` where normalising would divide by zero.
+    ``weights`` has passed :func:`check_weights`. Raises :class:`WeightsError` where all of these have weight 0, and
+    where normalising would divide by zero.
     """
     if weights is None:
         members = tuple(present)
         return Mix(members, (1.0,) * len(members), float(len(members)))
     members = tuple(i for i in present if weights[i] != 0)
+    if not members:
+        raise WeightsError("all weights are zero")
     chosen = [weights[i] for i in members]
     if not normalize:
         return Mix(members, tuple(chosen), 1.0)
-    if chosen and all(w == chosen[0] for w in chosen):
+    if all(w == chosen[0] for w in chosen):
         return Mix(members, (1.0,) * len(members), float(len(members)))
     try:
         total = math.fsum(chosen)

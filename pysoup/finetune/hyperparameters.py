@@ -16,7 +16,8 @@ class Hyperparameters:
 
     ``epochs`` is a count; ``label_smoothing`` is the mass spread over all classes; ``mixup`` is the alpha of
     Beta(alpha, alpha), 0 for none. ``augment_ops`` and ``augment_magnitude`` are RandAugment's N and M; both 0 mean
-    the minimal augmentation. ``seed`` decides the order of the data and every other random choice of the training.
+    the minimal augmentation. ``final_share`` is where the cosine decay ends, as a share of the learning rate: 0 for the
+    CLIP models of the paper, 1 is a constant rate. ``seed`` decides the order of the data and every other random choice of the training.
     """
 
     learning_rate: float
@@ -26,6 +27,7 @@ class Hyperparameters:
     mixup: float = 0.0
     augment_ops: int = 0
     augment_magnitude: int = 0
+    final_share: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -35,6 +37,8 @@ class Hyperparameters:
                 raise SoupError(f"{name} must be finite and not negative", found=value)
         if not 0 <= self.label_smoothing <= 1:
             raise SoupError("label_smoothing is a probability", found=self.label_smoothing, expected="0 to 1")
+        if not 0 <= self.final_share <= 1:
+            raise SoupError("final_share is a share", found=self.final_share, expected="0 to 1")
         if self.epochs < 1 or self.augment_ops < 0 or self.augment_magnitude < 0:
             raise SoupError("epochs start at 1, augmentation at 0", found=self)
 
@@ -62,6 +66,7 @@ class Ranges:
     augment_ops: tuple[int, int] = (0, 2)
     augment_magnitude: tuple[int, int] = (0, 20)
     minimal_augmentation: float = 1 / 3
+    final_share: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -95,6 +100,7 @@ def _sample(rng: random.Random, ranges: Ranges) -> Hyperparameters:
     mix, mixup = rng.random() >= ranges.no_mixup, rng.uniform(*ranges.mixup)
     augment = rng.random() >= ranges.minimal_augmentation
     ops, magnitude = rng.randint(*ranges.augment_ops), rng.randint(*ranges.augment_magnitude)
+    seed, final_share = rng.getrandbits(31), rng.uniform(*ranges.final_share)
     return Hyperparameters(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
@@ -103,5 +109,6 @@ def _sample(rng: random.Random, ranges: Ranges) -> Hyperparameters:
         mixup=mixup if mix else 0.0,
         augment_ops=ops if augment else 0,
         augment_magnitude=magnitude if augment else 0,
-        seed=rng.getrandbits(31),
+        final_share=final_share,
+        seed=seed,
     )

@@ -65,7 +65,7 @@ def fine_tune(
             for inputs, labels in _batches(data, batch_size, generator):
                 inputs = inputs if augment is None else augment(inputs, hp, generator)
                 for group in optimizer.param_groups:
-                    group["lr"] = hp.learning_rate * learning_rate_share(step, total, warmup)
+                    group["lr"] = hp.learning_rate * learning_rate_share(step, total, warmup, hp.final_share)
                 share = mixing.betavariate(hp.mixup, hp.mixup) if hp.mixup > 0 else 1.0
                 partner = torch.randperm(len(inputs), generator=generator) if hp.mixup > 0 else None
                 loss = mixed_loss(model, inputs.to(device), labels.to(device), hp.label_smoothing, share, partner)
@@ -95,12 +95,14 @@ def linear_probe(
     fine_tune(module, (features, labels), replace(hyperparameters, mixup=0.0), batch_size=batch_size, progress=progress)
 
 
-def learning_rate_share(step: int, total: int, warmup: float) -> float:
-    """The factor on the learning rate at ``step`` of ``total``: linear up over the warm-up, then half a cosine to 0."""
+def learning_rate_share(step: int, total: int, warmup: float, final: float = 0.0) -> float:
+    """The factor on the learning rate at ``step`` of ``total``: linear up to 1 over the warm-up, then half a cosine to
+    ``final``."""
     rising = max(1, int(warmup * total))
     if step < rising:
         return (step + 1) / rising
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    cosine = 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+    return final + (1.0 - final) * cosine
 
 
 def mixed_loss(
