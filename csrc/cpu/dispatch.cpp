@@ -1,23 +1,36 @@
 // SPDX-License-Identifier: MIT
 #include "dispatch.h"
 
+#if defined(SOUP_HAVE_AVX2)
+#include <cpuid.h>
+#endif
+
 #include "../errors.h"
 #include "tables.h"
 
 namespace soup {
 namespace {
 
+#if defined(SOUP_HAVE_AVX2)
+// Not every compiler's __builtin_cpu_supports knows f16c.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & (1u << 29)) != 0;
+}
+#endif
+
 // Best first. __builtin_cpu_supports asks the operating system's part (saved registers) as well as the processor's.
 std::vector<const KernelTable*> runnable_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(SOUP_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      has_f16c()) {
     tables.push_back(&kAvx512Kernels);
   }
 #endif
 #if defined(SOUP_HAVE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     tables.push_back(&kAvx2Kernels);
   }
 #endif
