@@ -73,7 +73,7 @@ def average_state_dicts(
     kept = _without_mean(table[0], plain)
     if targets is not None:
         tied = output_ties(names, targets.memory, sources, members)
-        if plain is None or kept:  # else the sum's own plan is checked, which is faster
+        if plain is None or kept or targets.copies:  # else the sum's own plan is checked, which is faster
             refuse_overlap(
                 without(tied, names), without(tied, targets.memory), [without(tied, c) for c in sources], members
             )

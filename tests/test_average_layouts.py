@@ -149,9 +149,25 @@ class TestKeys:
     def test_union_weights_that_cancel_are_an_error_and_leave_nothing(self, tmp_path: Path) -> None:
         _, paths = self.three(tmp_path)
         (tmp_path / "out").mkdir()
-        with pytest.raises(WeightsError, match="sum 0"):
+        with pytest.raises(WeightsError, match=r"tensor 'first'.*sum 0|tensor 'later'.*sum 0"):
             average_checkpoints(paths, tmp_path / "out" / "soup.safetensors", [1, 1, -1], keys="union")
         assert list((tmp_path / "out").iterdir()) == []
+
+    @pytest.mark.parametrize("dry_run", [True, False])
+    @pytest.mark.parametrize("value", [torch.full((3,), 7.0), torch.arange(3)], ids=["float", "integer"])
+    @pytest.mark.parametrize("normalize", [True, False])
+    def test_union_tensor_of_inputs_of_weight_zero_alone_is_refused(
+        self, tmp_path: Path, value: Tensor, normalize: bool, dry_run: bool
+    ) -> None:
+        paths = [
+            single(tmp_path / "a.safetensors", {"a": torch.ones(3)}),
+            single(tmp_path / "b.safetensors", {"a": torch.ones(3), "b": value}),
+        ]
+        out = tmp_path / "out" / "soup.safetensors"
+        out.parent.mkdir()
+        with pytest.raises(WeightsError, match=r"tensor 'b'.*weight 0"):
+            average_checkpoints(paths, out, [1, 0], keys="union", normalize=normalize, dry_run=dry_run)
+        assert list(out.parent.iterdir()) == []
 
 
 class TestTies:

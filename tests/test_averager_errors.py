@@ -174,3 +174,12 @@ class TestBind:
             Averager({"x": base}).bind([{"x": base.t()}, {"x": base.t()}])
         with pytest.raises(IncompatibleError, match="overlap"):
             Averager(state(x=1)).bind([{"x": base.view(-1)[:4]}] * 2, out={"x": base.view(-1)[1:5]})
+
+    def test_integers_that_differ_later_are_refused_before_a_write(self) -> None:
+        models = [{"x": torch.ones(2), "ids": torch.tensor([1, 2])} for _ in range(2)]
+        bound = Averager(models[0]).bind(models)
+        models[1]["ids"][0] = 5
+        models[1]["x"].fill_(3)
+        with pytest.raises(IncompatibleError, match="'ids'"):
+            bound.run()
+        assert bound.out["x"].tolist() == [1.0, 1.0]

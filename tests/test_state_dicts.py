@@ -133,9 +133,18 @@ class TestIntegers:
         with pytest.raises(IncompatibleError, match=r"state_dicts\[2\]: tensor 'head.ids'.*integers='first'"):
             average_state_dicts(states)
 
-    @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64])
+    @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64])
+    def test_largest_of_unsigned_numbers_beyond_the_signed_range(self, dtype: torch.dtype) -> None:
+        top = torch.iinfo(dtype).max
+        states = [{"n": torch.tensor(v, dtype=dtype)} for v in ([1, top, 0], [top - 1, 5, 0], [7, top // 2, 0])]
+        assert average_state_dicts(states, integers="max")["n"].tolist() == [top - 1, top, 0]
+
+    @pytest.mark.parametrize(
+        "dtype",
+        [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64],
+    )
     def test_first_and_max_choose(self, dtype: torch.dtype) -> None:
-        states = [{"n": torch.tensor([1, 7], dtype=dtype)}, {"n": torch.tensor([2, 5], dtype=dtype)}]
+        states = [{"n": torch.tensor([1, 7]).to(dtype)}, {"n": torch.tensor([2, 5]).to(dtype)}]
         assert average_state_dicts(states, integers="first")["n"].tolist() == [1, 7]
         assert average_state_dicts(states, integers="max")["n"].tolist() == [2, 7]
         assert average_state_dicts(states, integers="max")["n"].dtype == dtype

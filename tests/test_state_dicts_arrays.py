@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from pysoup import IncompatibleError, average_state_dicts
+from pysoup import IncompatibleError, SoupError, average_state_dicts
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.complex64])
@@ -65,6 +67,21 @@ def test_bfloat16_arrays_are_averaged_as_such() -> None:
     result = average_state_dicts(states)["w"]
     assert result.dtype == ml_dtypes.bfloat16
     assert result.astype(np.float32).tolist() == [0.5, 1.5, 2.5, 3.5, 4.5]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f8_e4m3", "f8_e5m2"])
+def test_a_type_that_numpy_lacks_is_refused_for_arrays(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(SoupError, match=r"numpy has no such dtype: found .*float"):
+        average_state_dicts([{"n": np.arange(2), "a": np.ones(4, np.float32)}] * 2, dtype=dtype)
+
+
+def test_a_type_that_numpy_lacks_comes_from_ml_dtypes() -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="such arrays come from ml_dtypes")
+    for dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        result = average_state_dicts([{"a": np.ones(4, np.float32)}] * 2, dtype=dtype)["a"]
+        assert result.dtype == getattr(ml_dtypes, dtype)
+        assert result.astype(np.float32).tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize("array", [np.ones(3, ">f4"), np.array(["a"]), np.array([None]), np.array(["2020"], "M8[Y]")])

@@ -126,12 +126,21 @@ def csr() -> Tensor:
         return torch.eye(2).to_sparse_csr()
 
 
+def nested() -> Tensor:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
 SPECIAL: dict[str, Callable[[], Tensor]] = {
     "meta": lambda: torch.ones(4, device="meta"),
     "sparse": lambda: torch.eye(2).to_sparse(),
     "sparse_csr": csr,
     "quantized": quantized,
     "FakeTensor": fake,
+    "nested": nested,
 }
 
 

@@ -1,0 +1,138 @@
+"""Where the result of a running average goes: new tensors, or those of ``out``, all checked before one is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .aliasing import refuse_overlap, ties, without
+from .columns import ACC_F32, accumulator
+from .errors import IncompatibleError
+from .ingredient import Ingredient, Layout, Slot
+from .tables import Outputs, StateDict, as_mapping
+
+
+class Targets:
+    """``flats[i]`` takes the reals of slot i, in C order, on the CPU: the target's memory, or a buffer.
+
+    Raises :class:`IncompatibleError` where ``out`` does not fit the layout or the ``accumulators`` of the slots, where
+    its tensors share memory that the model's do not, and where they overlap ``ingredient``.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        accumulators: Sequence[int],
+        out: torch.nn.Module | StateDict | None,
+        ingredient: Ingredient | None,
+    ) -> None:
+        self._layout = layout
+        self._out = out
+        self._outputs = None if out is None else Outputs.of(out, layout.names, "the averager")
+        tensors = _fresh(layout) if self._outputs is None else self._outputs.tensors
+        self._tensors = dict(zip(layout.names, tensors, strict=True))
+        if self._outputs is not None:
+            if not self._are_the_models():
+                for slot, acc in zip(layout.slots, accumulators, strict=True):
+                    self._check(slot, acc)
+                self._check_kept()
+            self._refuse_overlap(dict(zip(layout.names, self._outputs.memory, strict=True)), ingredient)
+        self.flats = [_flat(self._tensors[slot.name]) for slot in layout.slots]
+
+    def _are_the_models(self) -> bool:
+        """Whether there is nothing to check, since all shapes and types are those of the model: the common case."""
+        wanted = {name: (slot.shape, slot.torch_dtype) for slot in self._layout.slots for name in slot.names}
+        wanted |= self._layout.kept
+        tensors = list(self._tensors.values())
+        dtypes = ops.plain_dtypes([tensors]) if tensors else []
+        return dtypes is not None and all(
+            tensor.shape == wanted[name][0] and dtype == wanted[name][1]
+            for (name, tensor), dtype in zip(self._tensors.items(), dtypes, strict=True)
+        )
+
+    def _check(self, slot: Slot, acc: int) -> None:
+        model, first = ops.dtype_of(torch.empty(0, dtype=slot.torch_dtype)), self._tensors[slot.name]
+        for name in slot.names:
+            target = self._tensors[name]
+            ops.refuse_special(target, name, "out")
+            _check_shape(name, target, slot.shape)
+            dtype = ops.dtype_of(target)
+            if dtype.kind != model.kind or (dtype.kind == "complex" and dtype != model):
+                _refuse_dtype(name, dtype, f"{model} as in the model")
+            if target.dtype != first.dtype:
+                _refuse_dtype(name, dtype, f"{ops.dtype_of(first)} as {slot.name!r}, to which it is tied in the model")
+            if acc == ACC_F32 and accumulator([slot.dtype], dtype) != ACC_F32:
+                expected = f"{slot.dtype}: the sum is kept in f32"
+                raise IncompatibleError("out has a wider dtype", tensor=name, found=dtype, expected=expected)
+
+    def _check_kept(self) -> None:
+        for name, (shape, dtype) in self._layout.kept.items():
+            target = self._tensors[name]
+            ops.refuse_special(target, name, "out")
+            _check_shape(name, target, shape)
+            if target.dtype != dtype:
+                expected = f"{ops.dtype_of(torch.empty(0, dtype=dtype))} as in the model"
+                _refuse_dtype(name, ops.dtype_of(target), expected)
+
+    def _refuse_overlap(self, memory: Mapping[str, Tensor], ingredient: Ingredient | None) -> None:
+        slots = self._layout.slots
+        slot_of = {name: slot.name for slot in slots for name in slot.names}
+        names = [slot.name for slot in slots] + [alias for slot in slots for alias in slot.aliases]
+        names += self._layout.kept
+        outs = [memory[name] for name in names]
+        tied = ties(outs)
+        for i, j in tied.items():
+            if names[i] not in slot_of or slot_of[names[i]] != slot_of.get(names[j]):
+                expected = f"memory other than that of {names[j]!r}"
+                raise IncompatibleError("tied in out, not in the model", file="out", tensor=names[i], expected=expected)
+        # The slots come first, so that they stay where the ingredient has them.
+        columns = [] if ingredient is None else [ingredient.tensors]
+        labels = [] if ingredient is None else [ingredient.label]
+        refuse_overlap(without(tied, names), without(tied, outs), columns, labels)
+
+    def deliver(self, integers: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Copies what was not written where it belongs, tells autograd, and returns the result."""
+        for slot, flat in zip(self._layout.slots, self.flats, strict=True):
+            value = torch.view_as_complex(flat) if slot.torch_dtype.is_complex else flat
+            for name in slot.names:
+                target = self._tensors[name]
+                if target.numel() and ops.addresses([target]) != ops.addresses([flat]):
+                    ops.write(target, value)
+        for name, value in integers.items():
+            ops.write(self._tensors[name], value)
+        ops.bump_versions(list(self._tensors.values()))
+        if self._out is None or self._outputs is None:
+            return self._tensors
+        self._outputs.finish()
+        return as_mapping(self._out)
+
+
+def _fresh(layout: Layout) -> list[Tensor]:
+    """New tensors for all names; tied names share one."""
+    fresh = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.kept.items()}
+    for slot in layout.slots:
+        fresh.update(dict.fromkeys(slot.names, ops.fresh(slot.shape, slot.torch_dtype)))
+    return [fresh[name] for name in layout.names]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The tensor's own memory where it can be written directly, else a contiguous CPU buffer of its size."""
+    tensor = tensor.detach()
+    flat = torch.view_as_real(tensor) if tensor.is_complex() and not tensor.is_conj() else ops.as_reals(tensor)
+    if flat.is_cpu and flat.is_contiguous() and not tensor.is_neg() and not tensor.is_conj():
+        return flat
+    return torch.empty(flat.shape, dtype=flat.dtype)
+
+
+def _check_shape(name: str, target: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(target.shape) != shape:
+        found, expected = list(target.shape), f"{list(shape)} as in the model"
+        raise IncompatibleError("shape differs", file="out", tensor=name, found=found, expected=expected)
+
+
+def _refuse_dtype(name: str, found: object, expected: str) -> None:
+    raise IncompatibleError("dtype differs", file="out", tensor=name, found=found, expected=expected)
