@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Conversion between Python and the native core, nothing else: columns to structs, the GIL, signals, errors. Tensors
-// never come here; addresses and file descriptors do, as integers (pysoup/ops.py and pysoup/average.py know what they
-// are).
+// never come here; addresses and file descriptors do, as integers (pysoup/ops.py and pysoup/file_plan.py know what
+// they are).
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

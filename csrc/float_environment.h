@@ -27,6 +27,9 @@ class FloatEnvironment {
 
  private:
   std::uint64_t saved_;
+#else
+  // Nothing known to set here: the platform's default environment is taken to hold.
+  FloatEnvironment() {}
 #endif
  public:
   FloatEnvironment(const FloatEnvironment&) = delete;

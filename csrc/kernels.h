@@ -36,7 +36,7 @@ enum Accumulator : uint8_t { kAccF32 = 0, kAccF64 = 1 };
 //   Where that is not finite, the element is redone with weights scaled by 2^-16 (f32) or 2^-64 (f64) and scaled back,
 //   so a finite mean never overflows on the way. NaN results are the one canonical quiet NaN of dst. f16, bf16, f32,
 //   f64 and e5m2 overflow to infinity, e4m3 saturates at +-448. Subnormals are kept: the caller must have set the
-//   default floating-point environment (FloatEnvironment in cpu/dispatch.h) on the calling thread.
+//   default floating-point environment (FloatEnvironment in float_environment.h) on the calling thread.
 // Caller must: pass f64 sources only with an f64 accumulator; let dst equal a source exactly or not overlap it at all
 // (a partial overlap silently corrupts the result).
 struct WeightedSumArgs {

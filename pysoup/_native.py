@@ -119,7 +119,7 @@ def capabilities() -> dict[str, Any]:
 
 
 def measure_bandwidth(nbytes: int = 64 << 20, threads: int | None = None) -> dict[str, float]:
-    """Memory bandwidth in bytes per second, best of five: ``read`` (one stream), ``mix`` (eight read, one written).
+    """Memory bandwidth in bytes per second, best of five: ``read`` (eight streams), ``mix`` (eight read, one written).
 
     ``nbytes`` is the size of one of nine buffers; nothing but plain loads and stores is timed.
     """

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <system_error>
 #include <thread>
-#if defined(__SSE2__)
+#if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
 
@@ -16,7 +18,7 @@
 namespace soup {
 namespace {
 
-#if defined(__SSE2__)
+#if defined(__x86_64__)
 using Word = __m128i;
 Word load_word(const char* p) { return _mm_load_si128(reinterpret_cast<const __m128i*>(p)); }
 Word merge(Word a, Word b) { return _mm_xor_si128(a, b); }
@@ -66,10 +68,16 @@ double probe_streams(const std::vector<const void*>& sources, void* dst, std::si
   std::size_t parts = static_cast<std::size_t>(std::max(threads, 1));
   std::vector<std::uint64_t> folded(parts);
   std::vector<std::thread> workers;
+  workers.reserve(parts);
+  auto work = [&](std::size_t t) {
+    folded[t] = pass(sources, static_cast<char*>(dst), lines * t / parts * kLine, lines * (t + 1) / parts * kLine);
+  };
   for (std::size_t t = 0; t < parts; ++t) {
-    workers.emplace_back([&, t] {
-      folded[t] = pass(sources, static_cast<char*>(dst), lines * t / parts * kLine, lines * (t + 1) / parts * kLine);
-    });
+    try {
+      workers.emplace_back(work, t);
+    } catch (const std::system_error&) {  // no more threads to be had
+      work(t);
+    }
   }
   for (std::thread& worker : workers) worker.join();
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -93,7 +101,7 @@ Bandwidth measure_bandwidth(std::size_t bytes, int threads) {
   double mix = 0;
   for (int i = 0; i < kRepeats; ++i) {
     double whole = static_cast<double>(bytes) * kStreams;
-    read = std::max(read, whole / probe_streams({memory.get()}, nullptr, bytes * kStreams, threads));
+    read = std::max(read, whole / probe_streams(sources, nullptr, bytes, threads));
     double moved = static_cast<double>(bytes) * (kStreams + 1);
     mix = std::max(mix, moved / probe_streams(sources, memory.get() + kStreams * bytes, bytes, threads));
   }

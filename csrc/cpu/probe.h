@@ -12,7 +12,7 @@ namespace soup {
 double probe_streams(const std::vector<const void*>& sources, void* dst, std::size_t bytes, int threads);
 
 struct Bandwidth {
-  double read;  // one stream read, bytes per second
+  double read;  // eight streams read, bytes per second
   double mix;   // eight streams read, one written: bytes read plus bytes written per second
 };
 

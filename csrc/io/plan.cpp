@@ -94,6 +94,7 @@ class Run {
     bool helpers_only = needs_buffer_ && bytes_ >= kInlineBytes;  // a blocked read must not block Ctrl-C
     std::vector<std::thread> workers;
     int spawned = helpers_only ? threads_ : threads_ - 1;
+    workers.reserve(static_cast<std::size_t>(spawned));  // growing could throw while threads run
     for (int t = 0; t < spawned; ++t) {
       active_.fetch_add(1);
       try {

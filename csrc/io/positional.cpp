@@ -31,7 +31,10 @@ void write_at(int fd, const void* buffer, std::size_t bytes, std::uint64_t offse
   while (bytes > 0) {
     ssize_t put = ::pwrite(fd, at, bytes, static_cast<off_t>(offset));
     if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) throw Error(ErrorKind::kWrite, std::strerror(put < 0 ? errno : ENOSPC), fd, offset, errno);
+    if (put <= 0) {
+      int code = put < 0 ? errno : ENOSPC;
+      throw Error(ErrorKind::kWrite, std::strerror(code), fd, offset, code);
+    }
     at += put;
     offset += static_cast<std::uint64_t>(put);
     bytes -= static_cast<std::size_t>(put);
