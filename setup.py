@@ -1,6 +1,8 @@
 """Builds the native module by calling CMake; compiler flags are in CMakeLists.txt, metadata in pyproject.toml."""
 
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +22,8 @@ class CMakeBuild(build_ext):
         output = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         # One build folder an interpreter: CMake caches the Python it found.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        # pip builds in a throw-away environment: the ninja that CMake cached last time is gone the next time.
+        ninja = shutil.which("ninja")
         configure = [
             "cmake",
             f"-S{ROOT}",
@@ -27,7 +31,8 @@ class CMakeBuild(build_ext):
             "-GNinja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            *os.environ.get("CMAKE_ARGS", "").split(),
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)

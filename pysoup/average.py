@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -32,6 +33,10 @@ from .weights import check_weights, mix
 
 # Per thread: what a core's second-level cache holds beside the sum. More makes warm reads slower, not faster.
 _CACHED_BUFFER = 1 << 20
+# With many inputs, leaving the cache costs less than ever shorter reads: 4 times faster with 1,000 inputs.
+_BYTES_PER_INPUT = 32 << 10
+# What the rest of the process and the output's shards may have open.
+_OTHER_DESCRIPTORS = 1024
 
 
 @dataclass
@@ -122,7 +127,7 @@ def average_checkpoints(
         dry_run=dry_run,
         notes=_notes(checkpoints, names, keys, writer),
     )
-    report.threads, buffer_bytes = plan.fit(budget, count, _CACHED_BUFFER)
+    report.threads, buffer_bytes = plan.fit(budget, count, max(_CACHED_BUFFER, len(members) * _BYTES_PER_INPUT))
     report.memory_bytes = report.threads * buffer_bytes
     if dry_run:
         return report
@@ -136,6 +141,8 @@ def average_checkpoints(
             buffer_bytes=buffer_bytes,
             progress=progress,
         )
+        for member in members:
+            member.check_unchanged()
         writer.commit(sync=sync)
     report.seconds = time.perf_counter() - started
     return report
@@ -144,6 +151,7 @@ def average_checkpoints(
 @contextmanager
 def open_members(members: Sequence[Member]) -> Iterator[None]:
     """Opens every file of every member for the duration of the block."""
+    _allow_descriptors(sum(len(member.checkpoint.files) for member in members))
     try:
         for member in members:
             member.open()
@@ -151,6 +159,17 @@ def open_members(members: Sequence[Member]) -> Iterator[None]:
     finally:
         for member in members:
             member.close()
+
+
+def _allow_descriptors(files: int) -> None:
+    """Raises the soft limit of open files (often 1,024) where ``files`` more could exceed it, as far as allowed."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = files + _OTHER_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def _entry_shape(checkpoints: Sequence[Checkpoint], name: str) -> tuple[int, ...]:
@@ -189,7 +208,9 @@ def _writer(
 ) -> CheckpointWriter:
     """The output: in the order and with the shards of the first input, provenance in the metadata."""
     first = checkpoints[0]
-    is_directory = output.suffix != ".safetensors" and (first.is_directory or output.suffix == "" or output.is_dir())
+    is_directory = output.suffix != ".safetensors" and (
+        first.is_directory or output.suffix == "" or os.path.isdir(output)
+    )
     one_file = not is_directory or not first.is_directory
     shards = ["model.safetensors"] if one_file else [f.name for f in first.files]
     layout: list[tuple[str, list[tuple[str, DType, tuple[int, ...]]]]] = [(shard, []) for shard in shards]
@@ -199,8 +220,8 @@ def _writer(
         layout[shard][1].append((name, dtype, _entry_shape(checkpoints, name)))
     metadata = {k: v for k, v in first.metadata.items() if not k.startswith("pysoup.")}
     metadata["pysoup.version"] = __version__
-    metadata["pysoup.ingredients"] = _json([str(checkpoints[k].path) for k in members])
-    metadata["pysoup.weights"] = _json(list(shares))
+    metadata["pysoup.ingredients"] = json.dumps([str(checkpoints[k].path) for k in members])
+    metadata["pysoup.weights"] = json.dumps(list(shares))
     return CheckpointWriter(
         output,
         [(shard, tensors) for shard, tensors in layout if tensors or len(layout) == 1],
@@ -211,12 +232,6 @@ def _writer(
         inputs=checkpoints,
         carry=first.files[0].parent if first.is_directory else None,
     )
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def _all_shares(members: Sequence[int], shares: Sequence[float], count: int) -> list[float]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _native
-from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry
+from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry, read_exactly
 from .columns import RAW, Columns, SourceColumn, accumulator
 from .dtypes import BY_NAME, DType
 from .errors import CheckpointError, OutputError, SoupError, WeightsError
@@ -22,6 +22,8 @@ from .sizes import format_size
 from .weights import Mix
 
 _COMPARE_BYTES = 1 << 20
+# A thread with less than this to read at a time costs more than it brings, its own stack included.
+_LEAST_BUFFER = 64 << 10
 _GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.cpp
 
 
@@ -45,18 +47,22 @@ class Member:
         while self.fds:
             os.close(self.fds.pop())
 
+    def check_unchanged(self) -> None:
+        """Raises :class:`CheckpointError` where a file was written to meanwhile: what was read may be half old."""
+        for file, fd in enumerate(self.fds):
+            self.checkpoint.check_unchanged(file, fd)
+
     def find(self, name: str) -> TensorEntry | None:
         """The entry of a name, stored or an alias, or None."""
         if name in self.checkpoint or name in self.checkpoint.aliases:
             return self.checkpoint.entry(name)
         return None
 
-    def read(self, entry: TensorEntry, start: int, size: int) -> bytes:
+    def read(self, entry: TensorEntry, start: int, size: int) -> bytearray:
         """Bytes of a tensor, all of them or an error."""
-        data = os.pread(self.fds[entry.file], size, entry.offset + start)
-        if len(data) != size:
-            file = self.checkpoint.files[entry.file]
-            raise CheckpointError("file ends too early", file=file, tensor=entry.name, found=len(data), expected=size)
+        data = bytearray(size)
+        file = self.checkpoint.files[entry.file]
+        read_exactly(self.fds[entry.file], memoryview(data), entry.offset + start, file, entry.name)
         return data
 
     def blame(self, fd: int, offset: int) -> tuple[str, str | None] | None:
@@ -122,7 +128,7 @@ class FilePlan:
                 found=format_size(budget),
                 expected=f"at least {format_size(needed)}",
             )
-        threads = max(1, min(threads, budget // max(needed, 1)))
+        threads = max(1, min(threads, budget // max(needed, _LEAST_BUFFER)))
         return threads, max(needed, min(budget // threads, preferred))
 
     def _smallest_buffer(self) -> int:

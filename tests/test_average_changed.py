@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,19 @@ def test_a_file_truncated_in_the_middle_of_the_run_is_an_error(tmp_path: Path) -
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_file_written_to_in_the_middle_of_the_run_is_an_error(tmp_path: Path) -> None:
+    """Same size, so every read succeeds; half of them may have seen the old values."""
+    paths = inputs(tmp_path / "in", 1_000_000, count=2)
+    (tmp_path / "out").mkdir()
+
+    def progress(done: int, total: int) -> None:
+        os.utime(paths[0], ns=(0, 0))
+
+    with pytest.raises(CheckpointError, match=r"0\.safetensors: file changed"):
+        average_checkpoints(paths, tmp_path / "out" / "soup.safetensors", progress=progress, sync=False)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_an_error_in_progress_leaves_nothing(tmp_path: Path) -> None:
     paths = inputs(tmp_path / "in")
     (tmp_path / "out").mkdir()
@@ -98,6 +113,19 @@ def test_an_error_in_progress_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         average_checkpoints(paths, tmp_path / "out" / "soup.safetensors", progress=progress)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_more_inputs_than_the_soft_limit_of_open_files_are_averaged(tmp_path: Path) -> None:
+    paths = inputs(tmp_path / "in", elements=4, count=100)
+    code = (
+        "import resource, sys; from pysoup import average_checkpoints;"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]));"
+        "average_checkpoints(sys.argv[2:], sys.argv[1])"
+    )
+    output = tmp_path / "soup.safetensors"
+    subprocess.run([sys.executable, "-c", code, output, *paths], check=True, cwd=Path(__file__).parents[1])
+    expected = sum(load_file(p)["a"].double() for p in paths) / len(paths)
+    assert torch.equal(load_file(output)["a"], expected.float())
 
 
 def test_all_files_are_closed_afterwards(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_natural_key_sorts_numbers_by_value() -> None:
     [
         "../x.safetensors",
         "/etc/x.safetensors",
+        "9" * 5000 + ".safetensors",
         "sub/x.safetensors",
         "..",
         "",

@@ -363,6 +363,15 @@ def test_owner_on_another_machine_is_known_by_its_lock(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_leftover_that_names_this_process_is_known_by_its_lock(tmp_path: Path) -> None:
+    """In a container every run may have the same process id, often 1."""
+    temporary = tmp_path / f".m.safetensors.pysoup-{os.getpid()}-00000000.tmp"
+    temporary.touch()
+    assert publish.remove_stale(tmp_path / "m.safetensors") == [temporary]
+    with CheckpointWriter(tmp_path / "m.safetensors", LAYOUT):
+        assert publish.remove_stale(tmp_path / "m.safetensors") == []
+
+
 def test_kill_between_the_two_renames_loses_no_directory(tmp_path: Path) -> None:
     sharded(tmp_path / ".d.pysoup-2147483647-00000000.old", {"m.safetensors": OLD})
     with _directory(tmp_path / "d", overwrite=True):

@@ -51,7 +51,7 @@ def test_splits_are_disjoint_and_cover_mnist(handwritten: Data, parts: dict[str,
 
 
 def test_splits_are_stratified(parts: dict[str, Data]) -> None:
-    assert SPLITS == {"train": 100, "heldout": 150, "test": 250}
+    assert SPLITS == {"train": 50, "heldout": 200, "test": 250}
     for name, (_, labels) in parts.items():
         assert torch.bincount(labels).tolist() == [SPLITS[name]] * 10
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -69,6 +70,15 @@ def test_narrowed_range_leaves_the_other_draws_alone() -> None:
         )
 
 
+def test_schedule_is_the_papers_unless_asked_and_asking_leaves_the_other_draws_alone() -> None:
+    plain = sample_hyperparameters(50, 7)
+    drawn = sample_hyperparameters(50, 7, Ranges(final_share=(0.2, 1.0)))
+    assert all(point.final_share == 0.0 for point in plain)
+    assert 0.2 <= min(point.final_share for point in drawn) < 0.3
+    assert 0.9 < max(point.final_share for point in drawn) <= 1.0
+    assert [replace(point, final_share=0.0) for point in drawn] == plain
+
+
 def test_json_reads_back_equal() -> None:
     for hp in sample_hyperparameters(10):
         assert Hyperparameters(**hp.to_json()) == hp
@@ -80,7 +90,14 @@ def test_paper_preset_is_the_default() -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"learning_rate": math.nan}, {"mixup": -0.1}, {"label_smoothing": 1.5}, {"epochs": 0}, {"augment_ops": -1}],
+    [
+        {"learning_rate": math.nan},
+        {"mixup": -0.1},
+        {"label_smoothing": 1.5},
+        {"epochs": 0},
+        {"augment_ops": -1},
+        {"final_share": 1.1},
+    ],
 )
 def test_impossible_points_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(SoupError):

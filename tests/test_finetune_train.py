@@ -129,6 +129,30 @@ def test_schedule_rises_then_falls_to_zero() -> None:
     assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
 
 
+def test_schedule_ends_at_the_final_share_and_stays_constant_at_one() -> None:
+    shares = [learning_rate_share(step, 100, 0.1, 0.2) for step in range(101)]
+    assert shares[9:11] == [1.0, 1.0]
+    assert shares[55] == pytest.approx(0.6)
+    assert shares[100] == pytest.approx(0.2)
+    assert {learning_rate_share(step, 100, 0.1, 1.0) for step in range(9, 101)} == {1.0}
+
+
+def test_final_share_is_the_rate_the_optimizer_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, closure: object = None) -> None:  # type: ignore[override]
+            rates.append(self.param_groups[0]["lr"])
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
+    fine_tune(net(), data(64), replace(HP, epochs=10, final_share=1.0), batch_size=16)
+    assert len(rates) == 40
+    assert rates[3:] == [HP.learning_rate] * 37
+    rates.clear()
+    fine_tune(net(), data(64), replace(HP, epochs=10), batch_size=16)
+    assert rates[-1] < 0.01 * HP.learning_rate
+
+
 def test_every_sample_of_full_batches_is_seen_once_per_epoch() -> None:
     seen: list[float] = []
 

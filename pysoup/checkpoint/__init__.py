@@ -15,6 +15,7 @@ from .agree import (
     shared_aliases,
 )
 from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from .header import read_exactly
 from .index import natural_key
 from .save import save_state_dict
 from .writer import CheckpointWriter
@@ -28,6 +29,7 @@ __all__ = [
     "duplicate_inputs",
     "natural_key",
     "open_checkpoint",
+    "read_exactly",
     "refuse_scaled_f8",
     "require_same",
     "save_state_dict",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from ..dtypes import DType
@@ -22,6 +23,7 @@ _SHOWN = 5
 _PREFIXES = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _PROBE_BYTES = 64
 _PROBES = 1024
+_FIRST_PROBES = 8
 
 
 class DTypeDifference(NamedTuple):
@@ -78,11 +80,15 @@ def duplicate_inputs(checkpoints: Sequence[Checkpoint]) -> list[tuple[int, int]]
     tensor. Files that differ are told apart by the first few probes.
     """
     pairs = []
+    alike: dict[object, list[int]] = {}
     for j, later in enumerate(checkpoints):
-        for i in range(j):
-            if _seem_equal(checkpoints[i], later):
-                pairs.append((i, j))
-                break
+        # Models of one kind differ in their first probes: only what agrees there is compared in pairs.
+        group = alike.setdefault(_fingerprint(later), [])
+        first = next((i for i in group if _seem_equal(checkpoints[i], later)), None)
+        if first is None:
+            group.append(j)
+        else:
+            pairs.append((first, j))
     return pairs
 
 
@@ -184,14 +190,16 @@ def _check_shapes(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> No
         raise IncompatibleError(what, file=checkpoints[j].path, tensor=clip(name), found=found, expected=expected)
 
 
+def _fingerprint(checkpoint: Checkpoint) -> object:
+    """Headers, sizes and the first few probes: equal for copies."""
+    sizes = tuple(stamp.size for stamp in checkpoint.stamps)
+    return checkpoint.digests, sizes, tuple(islice(_probes(checkpoint), _FIRST_PROBES))
+
+
 def _seem_equal(a: Checkpoint, b: Checkpoint) -> bool:
-    if len(a.files) != len(b.files):
-        return False
-    if all(x[:2] == y[:2] for x, y in zip(a.stamps, b.stamps, strict=True)):
-        return True
-    if a.digests != b.digests or any(x.size != y.size for x, y in zip(a.stamps, b.stamps, strict=True)):
-        return False
-    return all(x == y for x, y in zip(_probes(a), _probes(b), strict=True))
+    """Whether two checkpoints of one fingerprint are the same files, or have all probes in common."""
+    same_files = all(x[:2] == y[:2] for x, y in zip(a.stamps, b.stamps, strict=True))
+    return same_files or all(x == y for x, y in zip(_probes(a), _probes(b), strict=True))
 
 
 def _probes(checkpoint: Checkpoint) -> Iterator[bytes]:

@@ -1,7 +1,7 @@
 """An opened checkpoint: names, shapes, types and byte ranges of all its files, and its tensors on request.
 
-Nothing stays open. Callers that stream open ``files[entry.file]`` themselves and read ``entry.nbytes`` at
-``entry.offset``; :meth:`Checkpoint.check_unchanged` tells whether these numbers still hold.
+Nothing stays open. Callers that stream take :meth:`Checkpoint.open_file` and read ``entry.nbytes`` at ``entry.offset``;
+:meth:`Checkpoint.check_unchanged` tells afterwards whether these numbers still hold.
 """
 
 from __future__ import annotations
@@ -167,21 +167,23 @@ class Checkpoint:
         read_exactly(fd, memoryview(buffer), entry.offset, self.files[entry.file], entry.name)
         return torch.frombuffer(buffer, dtype=dtype).reshape(entry.shape)
 
-    def check_unchanged(self) -> None:
-        """Raise CheckpointError if a file was replaced, resized or touched since its header was checked."""
-        for file in range(len(self.files)):
-            os.close(self.open_file(file))
-
     def open_file(self, file: int) -> int:
         """A descriptor of one file for positional reads; the caller closes it. CheckpointError if it changed."""
         fd = open_file(self.files[file])
+        try:
+            self.check_unchanged(file, fd)
+        except CheckpointError:
+            os.close(fd)
+            raise
+        return fd
+
+    def check_unchanged(self, file: int, fd: int) -> None:
+        """Raise CheckpointError if the open file is another one, or was written to, since its header was read."""
         now, then = FileStamp.of(os.fstat(fd)), self.stamps[file]
         if now != then:
-            os.close(fd)
             found, expected = (f"{now.size} bytes", f"{then.size} bytes") if now.size != then.size else (None, None)
             what = "file changed since its header was checked"
             raise CheckpointError(what, file=self.files[file], found=found, expected=expected)
-        return fd
 
 
 def _check_index(checkpoint: Checkpoint, index: Path, weight_map: dict[str, str]) -> None:

@@ -90,6 +90,8 @@ def reason(error: OSError | ValueError) -> str:
         return "not a valid file name"
     if error.errno == errno.ENOENT:
         return "no such file or directory"
+    if error.errno == errno.EMFILE:
+        return "too many open files for one process (see `ulimit -n`)"
     return f"cannot be read: {(error.strerror or str(error)).lower()}"
 
 

@@ -19,6 +19,8 @@ SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
 FOREIGN_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".npz", ".gguf", ".msgpack", ".onnx")
 """Weights in formats that this layer does not read."""
+LONGEST_NAME = 255
+"""Bytes in a file name, on every Linux filesystem of note."""
 
 
 class Source(NamedTuple):
@@ -117,8 +119,8 @@ def _check_shard_name(index: Path, name: str, shard: object) -> None:
     if not is_text(name) or not isinstance(shard, str) or not is_text(shard):
         raise CheckpointError("shard is not a name", file=index, tensor=clip(name), found=describe(shard))
     outside = shard != os.path.basename(shard) or "\\" in shard or "\0" in shard or shard in ("", ".", "..")
-    if outside or not shard.endswith(SUFFIX):
-        expected = f"a plain file name ending in {SUFFIX}"
+    if outside or not shard.endswith(SUFFIX) or len(os.fsencode(shard)) > LONGEST_NAME:
+        expected = f"a plain file name ending in {SUFFIX}, of at most {LONGEST_NAME} bytes"
         raise CheckpointError(
             "invalid shard name", file=index, tensor=clip(name), found=describe(shard), expected=expected
         )

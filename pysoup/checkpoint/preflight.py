@@ -9,10 +9,7 @@ from pathlib import Path
 
 from ..errors import OutputError
 from .checkpoint import Checkpoint
-from .index import FOREIGN_SUFFIXES, SUFFIX
-
-_LONGEST_NAME = 255
-"""Bytes in a file name, on every Linux filesystem of note."""
+from .index import FOREIGN_SUFFIXES, LONGEST_NAME, SUFFIX
 
 
 def output_error(error: OSError | ValueError, output: Path, nbytes: int | None = None) -> OutputError:
@@ -92,8 +89,8 @@ def _check_name(target: Path, is_directory: bool) -> None:
         raise OutputError(what, file=target, found=repr(target.suffix), expected="a directory name")
     if not is_directory and target.suffix != SUFFIX:
         raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=repr(SUFFIX))
-    if len(os.fsencode(target.name)) > _LONGEST_NAME:
-        raise OutputError("file name too long", file=target, expected=f"at most {_LONGEST_NAME} bytes")
+    if len(os.fsencode(target.name)) > LONGEST_NAME:
+        raise OutputError("file name too long", file=target, expected=f"at most {LONGEST_NAME} bytes")
 
 
 def _check_parent(target: Path) -> None:

@@ -154,6 +154,9 @@ def _stem(target: Path) -> str:
 
 
 def _is_alive(pid: int) -> bool:
+    """Whether another process has this id. In a container a killed run's id is often this one's: then locks decide."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -136,10 +136,10 @@ class CheckpointWriter:
             raise output_error(error, self.output, self.nbytes) from None
 
     def _create(self) -> None:
-        temporary = publish.temporary_path(self._target)
+        # Known before it exists: an interrupt between the two must not leave it behind.
+        self._temporary = temporary = publish.temporary_path(self._target)
         if self.is_directory:
             os.mkdir(temporary)
-            self._temporary = temporary
             self._lock = publish.lock(temporary)
         for shard, header, nbytes in zip(
             self.shards, self._placement.headers, self._placement.shard_bytes, strict=True
@@ -147,7 +147,6 @@ class CheckpointWriter:
             path = temporary / shard if self.is_directory else temporary
             self._fds[shard] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if not self.is_directory:
-                self._temporary = temporary
                 self._lock = publish.lock(temporary)
             _reserve(fd, nbytes)
             _write_fully(fd, memoryview(header), 0)
@@ -182,7 +181,7 @@ class CheckpointWriter:
 
 def _target(output: Path, is_directory: bool) -> Path:
     """What is renamed onto: a linked directory itself, but a linked file's link, so that shared blobs stay whole."""
-    if is_directory and output.is_dir():
+    if is_directory and os.path.isdir(output):
         return Path(os.path.realpath(output))
     return Path(os.path.abspath(output))
 

@@ -30,6 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(args)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has left (`pysoup inspect ... | head`). Nothing is wrong, and nobody reads a message. The unwritten
         # rest would raise again at exit.
@@ -54,9 +57,6 @@ def _run(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return INTERRUPTED
     except BrokenPipeError:
         raise
     except SoupError as error:

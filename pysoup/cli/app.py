@@ -159,7 +159,7 @@ def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any)
 
 @app.command()
 @click.option("-o", "--output", default="runs/demo", help="The directory to write to.")
-@click.option("--seed", type=int, default=0, help="Seed of the hyperparameters and the fine-tuning.")
+@click.option("--seed", type=int, default=0, help="Seeds the search and the fine-tuning; the start stays the same.")
 @click.option(
     "--force",
     "overwrite",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .pipeline import DemoResult as DemoResult
 
-INGREDIENTS = 10
+INGREDIENTS = 12
 
 
 def run(
@@ -25,8 +25,8 @@ def run(
     """Run the whole demo in the directory ``output``; a run that was stopped is continued.
 
     ``seed`` draws the hyperparameters and seeds the fine-tuning; data, splits and the shared start are the same for
-    all seeds. ``threads`` is torch's: one is fastest for so small a network on a busy machine, and other counts round
-    differently. ``quiet`` prints nothing. What is in ``output`` from another demo is replaced. Raises
+    all seeds. ``threads`` is torch's for the time of the demo: other counts round differently, and one gives the same
+    result whatever the number of cores. ``quiet`` prints nothing. What is in ``output`` from another demo is replaced. Raises
     :class:`pysoup.SoupError` where a package is missing.
     """
     from .packages import require

@@ -29,11 +29,11 @@ class Digits:
         return torch.cat([printed, images]), torch.cat([classes, digits[labels]])
 
     def train(self) -> Data:
-        """1,000 images of MNIST."""
+        """500 images of MNIST."""
         return self._mnist["train"]
 
     def heldout(self) -> Data:
-        """1,500 images of MNIST: what selects."""
+        """2,000 images of MNIST: what selects."""
         return self._mnist["heldout"]
 
     def tests(self) -> dict[str, Data]:

@@ -16,8 +16,9 @@ class Hyperparameters:
 
     ``epochs`` is a count; ``label_smoothing`` is the mass spread over all classes; ``mixup`` is the alpha of
     Beta(alpha, alpha), 0 for none. ``augment_ops`` and ``augment_magnitude`` are RandAugment's N and M; both 0 mean
-    the minimal augmentation. ``final_share`` is where the cosine decay ends, as a share of the learning rate: 0 for the
-    CLIP models of the paper, 1 is a constant rate. ``seed`` decides the order of the data and every other random choice of the training.
+    the minimal augmentation. ``final_share`` is where the cosine decay ends, as a share of the learning rate: 0 as for
+    the paper's CLIP models, 1 for a constant rate. ``seed`` decides the order of the data and every other random choice
+    of the training.
     """
 
     learning_rate: float

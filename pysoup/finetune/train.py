@@ -1,7 +1,8 @@
 """Linear probe, then fine-tuning (LP-FT, Kumar et al. 2022), the way the paper makes its ingredients (section 3.1).
 
-AdamW, cosine decay after a linear warm-up, gradients clipped to norm 1.0, cross-entropy with label smoothing and
-mixup. The result depends on the start, the data, the hyperparameters and torch's build and thread count alone.
+AdamW, cosine decay or a constant rate after a linear warm-up, gradients clipped to norm 1.0, cross-entropy with label
+smoothing and mixup. The result depends on the start, the data, the hyperparameters and torch's build and thread
+count alone.
 """
 
 from __future__ import annotations
