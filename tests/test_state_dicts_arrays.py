@@ -62,7 +62,8 @@ def test_array_is_written_in_place() -> None:
 
 
 def test_bfloat16_arrays_are_averaged_as_such() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16 arrays come from ml_dtypes")
+    import ml_dtypes
+
     states = [{"w": np.arange(5).astype(ml_dtypes.bfloat16) + k} for k in (0, 1)]
     result = average_state_dicts(states)["w"]
     assert result.dtype == ml_dtypes.bfloat16
@@ -77,7 +78,8 @@ def test_a_type_that_numpy_lacks_is_refused_for_arrays(dtype: str, monkeypatch: 
 
 
 def test_a_type_that_numpy_lacks_comes_from_ml_dtypes() -> None:
-    ml_dtypes = pytest.importorskip("ml_dtypes", reason="such arrays come from ml_dtypes")
+    import ml_dtypes
+
     for dtype in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
         result = average_state_dicts([{"a": np.ones(4, np.float32)}] * 2, dtype=dtype)["a"]
         assert result.dtype == getattr(ml_dtypes, dtype)
