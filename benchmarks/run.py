@@ -1,6 +1,6 @@
 """Runs the benchmarks and writes their tables into benchmarks/README.md, between the markers of each.
 
-python benchmarks/run.py [memory files demo]      (default: memory files; the demo study takes half an hour)
+python benchmarks/run.py [memory files demo]      (default: memory files; the demo study takes some minutes more)
 """
 
 from __future__ import annotations

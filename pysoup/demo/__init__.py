@@ -26,8 +26,8 @@ def run(
 
     ``seed`` draws the hyperparameters and seeds the fine-tuning; data, splits and the shared start are the same for
     all seeds. ``threads`` is torch's for the time of the demo: other counts round differently, and one gives the same
-    result whatever the number of cores. ``quiet`` prints nothing. What is in ``output`` from another demo is replaced. Raises
-    :class:`pysoup.SoupError` where a package is missing.
+    result whatever the number of cores. ``quiet`` prints nothing. What is in ``output`` from another demo is replaced.
+    Raises :class:`pysoup.SoupError` where a package is missing.
     """
     from .packages import require
 
