@@ -45,7 +45,7 @@ def output_ties(
     tied = ties(outs)
     for i, j in tied.items():
         for tensors, label in zip(sources, labels, strict=True):
-            if not _same_bits(tensors[i], tensors[j]):
+            if not same_bits(tensors[i], tensors[j]):
                 expected = f"those of {names[j]!r}, which is the same memory"
                 raise IncompatibleError("tied in out, not here", file=label, tensor=names[i], expected=expected)
     return tied
@@ -89,7 +89,8 @@ def _view(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.is_conj(), tensor.is_neg()
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same elements, NaN included."""
     if _view(one) == _view(other) and ops.addresses([one]) == ops.addresses([other]):
         return True
     if one.dtype != other.dtype:

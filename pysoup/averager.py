@@ -85,6 +85,7 @@ class Averager:
             self._check_dtypes(ingredient)
             integers = self._merged_integers(ingredient)
             try:
+                self._watch_overflow(ingredient)
                 self._add_floats(ingredient, weight)
             except BaseException:
                 self.reset()
@@ -94,9 +95,9 @@ class Averager:
         self.total += weight
 
     def check(self, sources: Mapping[str, Source]) -> None:
-        """Raises what adding these models in this order would raise for names, shapes and types; reads no weights.
+        """Raises what adding these models in any order would raise for names, shapes, types, integers.
 
-        A pool of checkpoints is checked so before the first of them is evaluated. The keys are what errors call them.
+        A pool is checked so before the first of it is evaluated; no weights are read. Errors name the keys.
         """
         first: Ingredient | None = None
         for label, source in sources.items():
@@ -104,6 +105,8 @@ class Averager:
             first = first or ingredient
             for slot, one, other in zip(self._layout.slots, first.dtypes, ingredient.dtypes, strict=True):
                 _check_width(slot, one, other, ingredient.label)
+            for name, value in ingredient.integers.items():
+                merge_integers(name, [first.integers[name], value], [first.label, ingredient.label], self._integers)
 
     def result(self, out: torch.nn.Module | StateDict | None = None) -> dict[str, Any]:
         """The average so far, each element rounded once to the dtype of ``spec``, or of ``out`` where it is given.
@@ -156,6 +159,11 @@ class Averager:
                 self._sum[acc] = ops.fresh([self._sizes[acc]], dtype)
         wide = any(d == F64 for d in ingredient.dtypes)
         self._small_sum = torch.zeros(self._sizes[ACC_F64], dtype=torch.float64) if wide else None
+
+    def _watch_overflow(self, ingredient: Ingredient) -> None:
+        """Starts the smaller sum with the first f64 model, from a sum of others, which is finite: scaling is exact."""
+        if self._small_sum is None and any(d == F64 for d in ingredient.dtypes):
+            self._small_sum = self._sum[ACC_F64] * _F64_SCALE
 
     def _check_dtypes(self, ingredient: Ingredient) -> None:
         for slot, one, other in zip(self._layout.slots, self._first_dtypes, ingredient.dtypes, strict=True):
@@ -255,14 +263,18 @@ class Averager:
 
 
 def _check_width(slot: Slot, first: DType, dtype: DType, label: str) -> None:
-    """The first ingredient decides in what a tensor is summed; a later one must not need more."""
-    if accumulator([dtype], slot.dtype) != accumulator([first], slot.dtype) or (dtype == F64 and first != F64):
-        expected = f"no more than the first's {first}, which decides in what the sum is kept"
-        raise IncompatibleError("wider than the first", file=label, tensor=slot.name, found=dtype, expected=expected)
+    """The first ingredient decides in what a tensor is summed; later ones must need the same, in any order."""
+    if accumulator([dtype], slot.dtype) != accumulator([first], slot.dtype):
+        what = f"{'wider' if dtype.itemsize > first.itemsize else 'narrower'} than the first"
+        expected = f"a type that is summed as the first's {first} is"
+        raise IncompatibleError(what, file=label, tensor=slot.name, found=dtype, expected=expected)
 
 
 def _checked(weight: float) -> float:
-    value = float(weight)
+    try:
+        value = float(weight)
+    except (TypeError, ValueError):
+        raise WeightsError("weight must be a number", found=repr(weight)) from None
     if not math.isfinite(value):
         raise WeightsError("weight is not finite", found=value)
     return value

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from . import _native, ops
-from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
+from .aliasing import same_bits
+from .checkpoint import Checkpoint, TensorEntry, open_checkpoint, refuse_scaled_f8
 from .columns import SourceColumn
 from .dtypes import DType
 from .errors import IncompatibleError, SoupError
@@ -75,7 +76,7 @@ class Layout:
 def _identity(name: str, tensor: Tensor) -> Any:
     if tensor.numel() == 0:
         return name
-    return (*ops.addresses([tensor]), tuple(tensor.shape), tensor.stride(), tensor.device)
+    return (*ops.addresses([tensor]), tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
 
 class Ingredient:
@@ -112,7 +113,7 @@ class Ingredient:
             tensor = tensors[name]
             self._check(slot.name, tensor, slot.shape, slot.torch_dtype)
             for alias in slot.names:
-                if alias in tensors and alias != name and not torch.equal(tensors[alias], tensor):
+                if alias in tensors and alias != name and not same_bits(tensors[alias], tensor):
                     found = f"values other than those of {name!r}"
                     raise IncompatibleError("tied in the model, not here", file=self.label, tensor=alias, found=found)
             flat = ops.as_reals(tensor).detach().cpu().contiguous()
@@ -126,6 +127,7 @@ class Ingredient:
     @classmethod
     def _from_file(cls, checkpoint: Checkpoint, layout: Layout) -> Ingredient:
         self = cls(str(checkpoint.path), layout)
+        refuse_scaled_f8(checkpoint)
         self._member = Member(checkpoint)
         names = [*checkpoint, *checkpoint.aliases]
         for slot, name in zip(layout.slots, self._match(dict.fromkeys(names)), strict=True):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from . import _native
 from .columns import Columns, SourceColumn, accumulator
@@ -56,6 +57,8 @@ def refuse_special(tensor: object, name: str, where: str | None = None) -> None:
 def _special_kind(tensor: object) -> str | None:
     if not isinstance(tensor, Tensor):
         return f"{type(tensor).__name__}, not a tensor"
+    if is_lazy(tensor):
+        return "uninitialized parameter of a lazy module"
     if tensor.is_nested:
         return "nested tensor"
     if type(tensor) not in _PLAIN and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
@@ -129,9 +132,8 @@ def as_flat(tensors: Sequence[Tensor], out: Tensor | None = None) -> list[Tensor
 
 def as_reals(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, with pending conjugation and negation carried out; others unchanged."""
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.resolve_conj())
-    return tensor.resolve_neg() if tensor.is_neg() else tensor
+    tensor = tensor.resolve_neg() if tensor.is_neg() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def all_fresh_like(tensors: Sequence[Tensor]) -> list[Tensor]:

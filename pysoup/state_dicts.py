@@ -71,9 +71,10 @@ def average_state_dicts(
 
     sources, members = [table[k] for k in law.members], [labels[k] for k in law.members]
     kept = _without_mean(table[0], plain)
+    quick = plain is not None and not any(d.is_complex for d in set(plain))
     if targets is not None:
         tied = output_ties(names, targets.memory, sources, members)
-        if plain is None or kept or targets.copies:  # else the sum's own plan is checked, which is faster
+        if not quick or kept or targets.copies:  # else the sum's own plan is checked, which is faster
             refuse_overlap(
                 without(tied, names), without(tied, targets.memory), [without(tied, c) for c in sources], members
             )
@@ -86,7 +87,7 @@ def average_state_dicts(
         outputs = _fresh_outputs(sources[0], wanted)
     values = {i: merge_integers(names[i], [t[i] for t in sources], members, integers) for i in kept if i not in tied}
 
-    if plain is not None and not any(d.is_complex for d in set(plain)):
+    if plain is not None and quick:
         _sum_plain(names, sources, outputs, law, tied, plain, targets is not None, threads, progress)
     else:
         with torch.no_grad():

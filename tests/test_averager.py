@@ -281,3 +281,17 @@ def test_no_warning_for_ordinary_use() -> None:
         averager = Averager(conv_net())
         averager.add(conv_net())
         averager.result()
+
+
+@pytest.mark.parametrize("kinds", [(torch.float32, torch.float64, torch.float64), (torch.float64, torch.float32) * 2])
+def test_f64_after_f32_has_the_bits_of_one_call(kinds: tuple[torch.dtype, ...]) -> None:
+    huge = torch.tensor([1.7e308, -1.7e308, 1 / 3])
+    models = [{"x": torch.tensor([0.1, 3e38, 0.7]) if d == torch.float32 else huge.to(d)} for d in kinds]
+    models = [{"x": m["x"].to(d)} for m, d in zip(models, kinds, strict=True)]
+    spec = {"x": torch.zeros(3, dtype=torch.float64)}
+    averager = Averager(spec)
+    for model in models:
+        averager.add(model)
+    out = {"x": torch.zeros(3, dtype=torch.float64)}
+    average_state_dicts(models, out=out)
+    assert averager.result()["x"].tolist() == out["x"].tolist()

@@ -123,9 +123,36 @@ class TestErrors:
         for wrong in (state(y=1), {"x": torch.ones(5)}, {"x": torch.ones(4, dtype=torch.int32)}):
             with pytest.raises(IncompatibleError, match=r"^b: "):
                 averager.check({"a": state(x=1), "b": wrong})
-        with pytest.raises(IncompatibleError, match="wider than the first"):
-            averager.check({"a": state(x=1), "b": {"x": torch.ones(4, dtype=torch.float64)}})
         assert averager.count == 0
+
+    def test_check_finds_what_any_order_of_adding_would(self) -> None:
+        averager = Averager({"x": torch.ones(4, dtype=torch.bfloat16)})
+        half, single = {"x": torch.ones(4, dtype=torch.float16)}, state(x=1)
+        with pytest.raises(IncompatibleError, match="b: tensor 'x': wider than the first"):
+            averager.check({"a": half, "b": single})
+        with pytest.raises(IncompatibleError, match="b: tensor 'x': narrower than the first"):
+            averager.check({"a": single, "b": half})
+        flags = Averager({"flags": torch.zeros(2, dtype=torch.bool)})
+        with pytest.raises(IncompatibleError, match=r"b: tensor 'flags': .* differ from those in a"):
+            flags.check({"a": {"flags": torch.tensor([True, False])}, "b": {"flags": torch.tensor([True, True])}})
+
+    def test_tied_weights_with_nan_are_equal(self) -> None:
+        weight = torch.tensor([1.0, float("nan")])
+        averager = Averager({"x": weight, "y": weight})
+        averager.add({"x": weight.clone(), "y": weight.clone()})
+        assert averager.count == 1
+        with pytest.raises(IncompatibleError, match="tied in the model"):
+            averager.add({"x": weight.clone(), "y": weight.double()})
+
+    def test_a_weight_that_is_no_number_is_named(self) -> None:
+        with pytest.raises(WeightsError, match="found 'x'"):
+            Averager(state(x=1)).add(state(x=1), "x")  # type: ignore[arg-type]
+
+    def test_eight_bit_weights_with_a_scale_are_refused(self, tmp_path: Path) -> None:
+        model = {"w": torch.ones(4).to(torch.float8_e4m3fn), "w_scale": torch.ones(1)}
+        save_file(model, tmp_path / "a.safetensors")
+        with pytest.raises(CheckpointError, match=r"a.safetensors: tensor 'w': 8-bit weights with a scale"):
+            Averager(model).add(tmp_path / "a.safetensors")
 
 
 class TestBind:

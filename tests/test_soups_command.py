@@ -46,6 +46,14 @@ class BadTest(Small):
     def tests(self):
         return {"empty": []}
 
+class NoModel(Small):
+    def model(self):
+        return None
+
+class NoData(Small):
+    def heldout(self):
+        raise OSError("no images\\nhere")
+
 class NoTests:
     model = Small.model
     def heldout(self):
@@ -155,3 +163,23 @@ def test_a_task_that_does_not_load_leaves_no_directory(kitchen: list[str]) -> No
 def test_a_file_in_the_place_of_the_directory_is_an_error(kitchen: list[str]) -> None:
     with pytest.raises(OutputError, match="cannot make the directory"):
         run_uniform("recipe_task.py:Small", kitchen, kitchen[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("NoModel", r"model\(\) of recipe_task.py:NoModel made no model: found NoneType"),
+        ("NoData", r"heldout\(\) of recipe_task.py:NoData failed: OSError: no images.*nothing was written"),
+    ],
+)
+def test_a_task_that_fails_is_one_line_and_leaves_nothing(kitchen: list[str], task: str, message: str) -> None:
+    with pytest.raises(SoupError, match=message) as caught:
+        run_greedy(f"recipe_task.py:{task}", kitchen, "run")
+    assert "\n" not in str(caught.value)
+    assert not Path("run").exists()
+
+
+def test_a_run_directory_that_is_a_checkpoint_is_refused(kitchen: list[str]) -> None:
+    run_uniform("recipe_task.py:Small", kitchen[:2], "run")
+    with pytest.raises(OutputError, match="the output is one of the checkpoints"):
+        run_greedy("recipe_task.py:Small", ["run", *kitchen], "run", overwrite=True)

@@ -361,6 +361,9 @@ def test_a_state_dict_that_is_the_model_is_refused() -> None:
     model = mlp()
     with pytest.raises(SoupError, match=r"checkpoints\[1\]: tensor '0.weight': .* shares memory with the model"):
         greedy_soup([*pool(model, 1, spread=0.1), model.state_dict()], model, images())
+    arrays = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    with pytest.raises(SoupError, match="shares memory with the model"):
+        greedy_soup([*pool(model, 1, spread=0.1), arrays], model, images())
 
 
 @pytest.mark.parametrize(

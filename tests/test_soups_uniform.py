@@ -16,7 +16,7 @@ from torch import nn
 
 from pysoup import average_state_dicts
 from pysoup.checkpoint import open_checkpoint
-from pysoup.errors import OutputError, SoupError, WeightsError
+from pysoup.errors import IncompatibleError, OutputError, SoupError, WeightsError
 from pysoup.soups import uniform_soup
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(5))
@@ -137,3 +137,24 @@ def test_a_trace_is_saved_whole_and_not_overwritten_unasked(tmp_path: Path) -> N
     with pytest.raises(OutputError, match="cannot write: No such file"):
         soup.save_trace(tmp_path / "absent" / "trace.json")
     assert [entry.name for entry in tmp_path.iterdir()] == ["trace.json"]
+
+
+def test_a_weighted_soup_has_the_bits_of_the_weighted_average() -> None:
+    torch.manual_seed(0)
+    model = mlp().double()
+    states = pool(model, 5, spread=1.0)
+    for seed in range(20):  # for some weights the normalised ones sum to 1 less a rounding
+        weights = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+        uniform_soup(states, model, weights=weights)
+        assert same_bits(dict(model.state_dict()), average_state_dicts(states, weights))
+
+
+def test_integers_of_a_checkpoint_of_weight_zero_need_not_agree() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("ids", torch.zeros(2, dtype=torch.int64))
+    states = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(2)]
+    states[0]["ids"] += 5
+    uniform_soup(states, model, weights=[0, 1])
+    assert model.ids.tolist() == [0, 0]
+    with pytest.raises(IncompatibleError, match=r"checkpoints\[1\]: tensor 'ids'"):
+        uniform_soup(states, model)

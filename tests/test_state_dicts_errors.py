@@ -226,3 +226,22 @@ def test_errors_are_of_one_kind_and_one_line() -> None:
         average_state_dicts([ones(**{f"n{i}": (1,) for i in range(50)}), ones(x=(1,))])
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_complex_out_that_overlaps_an_input_is_refused_and_unchanged() -> None:
+    memory = torch.arange(101, dtype=torch.float32).to(torch.complex64)
+    before = memory.clone()
+    with pytest.raises(IncompatibleError, match="out overlaps"):
+        average_state_dicts([{"x": memory[:100]}, {"x": torch.ones(100) * 1j}], out={"x": memory[1:]})
+    assert torch.equal(memory, before)
+
+
+def test_a_pending_negation_of_complex_numbers_is_carried_out() -> None:
+    value = torch.tensor([1 + 2j, 3 - 4j])
+    result = average_state_dicts([{"x": torch._neg_view(value)}])["x"]
+    assert result.tolist() == [-1 - 2j, -3 + 4j]
+
+
+def test_uninitialized_parameters_are_refused_by_name() -> None:
+    with pytest.raises(IncompatibleError, match=r"tensor 'weight'.*uninitialized"):
+        average_state_dicts([torch.nn.LazyLinear(3).state_dict()])

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..arrays import from_array
 from ..averager import Averager
 from ..checkpoint import Checkpoint, duplicate_inputs, open_checkpoint
 from ..errors import IncompatibleError, SoupError
@@ -141,8 +142,9 @@ def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
     for candidate in candidates:
         if isinstance(candidate.source, Checkpoint):
             continue
-        for name, tensor in candidate.source.items():
-            if isinstance(tensor, Tensor) and tensor.numel() and tensor.untyped_storage().data_ptr() in live:
+        for name, value in candidate.source.items():
+            tensor = value if isinstance(value, Tensor) else from_array(value, name, candidate.name)
+            if tensor.numel() and tensor.untyped_storage().data_ptr() in live:
                 raise SoupError(
                     "the checkpoint shares memory with the model, which is overwritten with every candidate; give a "
                     "copy",

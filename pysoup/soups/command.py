@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from .._version import __version__
-from ..errors import OutputError
+from ..checkpoint import open_checkpoint
+from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress
 from ..task import Task, load_task
@@ -72,13 +74,22 @@ def _run(
     directory = Path(output)
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
     resolved = as_metric(metric if metric is not None else getattr(loaded, "metric", "accuracy"))
-    model = loaded.model()
-    soup = recipe(model, _heldout(loaded, loaded.heldout()), resolved)
+    with naming(f"model() of {task}", "nothing was written"):
+        model = loaded.model()
+    if not isinstance(model, nn.Module):
+        raise SoupError(f"model() of {task} made no model", found=type(model).__name__, expected="a torch.nn.Module")
+    with naming(f"heldout() of {task}", "nothing was written"):
+        heldout = _heldout(loaded, loaded.heldout())
+    new = not directory.exists()
+    _make(directory)
+    try:
+        soup = recipe(model, heldout, resolved)
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                directory.rmdir()
+        raise
     # The results of an earlier run first: they must never stand beside another soup.
     (directory / RESULTS).unlink(missing_ok=True)
     (directory / TRACE).unlink(missing_ok=True)
@@ -88,6 +99,16 @@ def _run(
     return soup
 
 
+def _make(directory: Path) -> None:
+    """Made, and known to take files, before hours of scoring."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise OutputError("cannot write to the directory", file=directory)
+
+
 def _check_output(directory: Path, checkpoints: list[str], overwrite: bool) -> None:
     for name in (WEIGHTS, TRACE, RESULTS):
         if (directory / name).exists() and not overwrite:
@@ -95,13 +116,16 @@ def _check_output(directory: Path, checkpoints: list[str], overwrite: bool) -> N
                 "results of an earlier run are there; another directory or --force", file=directory / name
             )
     target = directory / WEIGHTS
-    if target.exists() and any(os.path.exists(path) and os.path.samefile(path, target) for path in checkpoints):
+    files = [file for path in checkpoints for file in open_checkpoint(path).files]
+    if target.exists() and any(os.path.samefile(file, target) for file in files):
         raise OutputError("the output is one of the checkpoints", file=target)
 
 
 def _results(task: Task, model: nn.Module, soup: Soup, metric: Metric) -> dict[str, object]:
     tests: dict[str, object] = {}
-    for name, data in getattr(task, "tests", dict)().items():
+    with naming("tests() of the task", "the soup is saved"):
+        sets = dict(getattr(task, "tests", dict)())
+    for name, data in sets.items():
         with naming(f"scoring test set {name}", "the soup is saved"):
             tests[str(name)] = finite(evaluate(model, _heldout(task, data), metric))
     return {

@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -177,7 +177,7 @@ def _given_scores(scores: Scores | None, candidates: list[Candidate]) -> list[fl
     if scores is None:
         return None
     if not isinstance(scores, Mapping):
-        values = [float(score) for score in scores]
+        values = _floats(scores)
         if len(values) != len(candidates):
             raise SoupError("one score per checkpoint", found=len(values), expected=len(candidates))
         return values
@@ -187,7 +187,14 @@ def _given_scores(scores: Scores | None, candidates: list[Candidate]) -> list[fl
     if missing or unknown:
         which = f"no score for {missing[0]}" if missing else f"a score for {min(unknown)}, which is no checkpoint"
         raise SoupError("scores must be for the checkpoints", found=which)
-    return [float(by_name[candidate.name]) for candidate in candidates]
+    return _floats(by_name[candidate.name] for candidate in candidates)
+
+
+def _floats(scores: Iterable[float]) -> list[float]:
+    try:
+        return [float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise SoupError(f"scores must be numbers: {error}") from None
 
 
 def _given_order(order: Literal["score", "given"] | Sequence[int], count: int) -> list[int] | None:
@@ -196,7 +203,10 @@ def _given_order(order: Literal["score", "given"] | Sequence[int], count: int) -
         if order not in ("score", "given"):
             raise SoupError("unknown order", found=repr(order), expected="'score', 'given' or a list of positions")
         return None if order == "score" else list(range(count))
-    positions = [operator.index(position) for position in order]
+    try:
+        positions = [operator.index(position) for position in order]
+    except TypeError as error:
+        raise SoupError(f"order must be a list of positions: {error}") from None
     if sorted(positions) != list(range(count)):
         raise SoupError(f"order must have every position from 0 to {count - 1} once", found=positions)
     return positions

@@ -37,9 +37,12 @@ def uniform_soup(
     candidates = open_candidates(checkpoints)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
     averager = Averager(model)
-    check_pool(averager, candidates)
+    check_pool(averager, [candidates[member] for member in law.members])
+    for left_out in set(range(len(candidates))) - set(law.members):
+        check_pool(averager, [candidates[left_out]])  # alone: what is not averaged need not agree with the others
     for member, factor in zip(law.members, law.factors, strict=True):
         averager.add(candidates[member].source, factor)
+    averager.total = law.divisor  # the factors' own sum may miss 1 by a rounding
     score = None
     if heldout is None:
         averager.result(out=model)
