@@ -17,7 +17,7 @@ from torch import nn
 from pysoup import average_state_dicts
 from pysoup.checkpoint import open_checkpoint
 from pysoup.errors import IncompatibleError, OutputError, SoupError, WeightsError
-from pysoup.soups import uniform_soup
+from pysoup.soups import greedy_soup, uniform_soup
 
 X = torch.randn(60, 6, generator=torch.Generator().manual_seed(5))
 Y = torch.arange(60) % 7
@@ -158,3 +158,18 @@ def test_integers_of_a_checkpoint_of_weight_zero_need_not_agree() -> None:
     assert model.ids.tolist() == [0, 0]
     with pytest.raises(IncompatibleError, match=r"checkpoints\[1\]: tensor 'ids'"):
         uniform_soup(states, model)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("first", [3, 1]), ("max", [3, 5])])
+def test_integers_that_differ_follow_the_policy_asked_for(policy: str, expected: list[int]) -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("steps", torch.zeros(2, dtype=torch.int64))
+    states = pool(model, 2, spread=0.5)
+    states[0]["steps"], states[1]["steps"] = torch.tensor([3, 1]), torch.tensor([2, 5])
+    with pytest.raises(IncompatibleError, match="'steps'"):
+        uniform_soup(states, model)
+    assert uniform_soup(states, model, integers=policy).state_dict()["steps"].tolist() == expected
+    data = (torch.randn(8, 2, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 2)
+    soup = greedy_soup(states, model, data, integers=policy, scores=[0.0, 0.0], accept=">=")
+    kept = [states[i] for i in range(2) if f"checkpoints[{i}]" in soup.ingredients]
+    assert soup.state_dict()["steps"].tolist() == (expected if len(kept) == 2 else kept[0]["steps"].tolist())

@@ -28,6 +28,12 @@ def _weights(ctx: click.Context, param: click.Parameter, text: str | None) -> li
 _checkpoints = click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 _force = click.option("--force", "overwrite", is_flag=True, help="Replace an output that exists.")
+_integers = click.option(
+    "--integers",
+    type=click.Choice(["auto", "first", "max"]),
+    default="auto",
+    help="Integers that differ: refuse them (counters: the largest), the first's, the largest.",
+)
 _task = click.option(
     "--task",
     metavar="FILE.py:NAME",
@@ -72,12 +78,7 @@ def app() -> None:
     default="same",
     help="Which tensors: all must have the same ones, those in every input, or those in any.",
 )
-@click.option(
-    "--integers",
-    type=click.Choice(["auto", "first", "max"]),
-    default="auto",
-    help="Integers that differ: refuse them (counters: the largest), the first's, the largest.",
-)
+@_integers
 @_force
 @click.option(
     "--sync/--no-sync",
@@ -124,6 +125,7 @@ def doctor(as_json: bool) -> None:
 @_task
 @_run_dir
 @_metric
+@_integers
 @_force
 def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data.
@@ -146,6 +148,7 @@ def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any
     default=">=",
     help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before.",
 )
+@_integers
 @_force
 def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score.

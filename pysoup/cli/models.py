@@ -14,18 +14,29 @@ if TYPE_CHECKING:
     from ..soups import Soup
 
 
-def uniform(task: str, checkpoints: list[str], output: str, *, metric: str | None, overwrite: bool) -> None:
+def uniform(
+    task: str, checkpoints: list[str], output: str, *, metric: str | None, integers: str, overwrite: bool
+) -> None:
     """Make the uniform soup, and print its score and the files written."""
     _require_torch()
     from ..soups.command import run_uniform
 
     with step_bar("uniform soup") as progress:
-        soup = run_uniform(task, checkpoints, output, metric=metric, overwrite=overwrite, progress=progress)
+        soup = run_uniform(
+            task, checkpoints, output, metric=metric, integers=integers, overwrite=overwrite, progress=progress
+        )
     _show(soup, output)
 
 
 def greedy(
-    task: str, checkpoints: list[str], output: str, *, metric: str | None, accept: Literal[">=", ">"], overwrite: bool
+    task: str,
+    checkpoints: list[str],
+    output: str,
+    *,
+    metric: str | None,
+    accept: Literal[">=", ">"],
+    integers: str,
+    overwrite: bool,
 ) -> None:
     """Make the greedy soup, and print each step, the score and the files written."""
     _require_torch()
@@ -33,7 +44,14 @@ def greedy(
 
     with step_bar("greedy soup") as progress:
         soup = run_greedy(
-            task, checkpoints, output, metric=metric, accept=accept, overwrite=overwrite, progress=progress
+            task,
+            checkpoints,
+            output,
+            metric=metric,
+            accept=accept,
+            integers=integers,
+            overwrite=overwrite,
+            progress=progress,
         )
     rows = []
     for step in soup.trace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast
@@ -117,7 +118,7 @@ class _Collected:
             ) from error
 
 
-class _Classification:
+class _Classification(ABC):
     """Shape and label checks, and a total that stays on the device: nothing waits for the device before ``value``."""
 
     def __init__(self) -> None:
@@ -145,9 +146,9 @@ class _Classification:
         self.total = batch if self.total is None else self.total + batch
         self.samples += len(labels)
 
+    @abstractmethod
     def score(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The sum over the batch, a 0-dim tensor."""
-        raise NotImplementedError
 
     def value(self) -> float:
         if self.total is None:

@@ -36,6 +36,7 @@ def run_greedy(
     *,
     metric: MetricLike | None = None,
     accept: Accept = ">=",
+    integers: str = "auto",
     overwrite: bool = False,
     progress: StepProgress | None = None,
 ) -> Soup:
@@ -46,7 +47,7 @@ def run_greedy(
     """
 
     def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-        return greedy_soup(checkpoints, model, heldout, metric, accept=accept, progress=progress)
+        return greedy_soup(checkpoints, model, heldout, metric, accept=accept, integers=integers, progress=progress)
 
     return _run(task, checkpoints, output, metric, overwrite, recipe)
 
@@ -57,13 +58,14 @@ def run_uniform(
     output: str,
     *,
     metric: MetricLike | None = None,
+    integers: str = "auto",
     overwrite: bool = False,
     progress: StepProgress | None = None,
 ) -> Soup:
     """The same for the uniform soup of all ``checkpoints``."""
 
     def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-        return uniform_soup(checkpoints, model, heldout, metric, progress=progress)
+        return uniform_soup(checkpoints, model, heldout, metric, integers=integers, progress=progress)
 
     return _run(task, checkpoints, output, metric, overwrite, recipe)
 

@@ -39,6 +39,7 @@ def greedy_soup(
     scores: Scores | None = None,
     accept: Accept = ">=",
     order: Literal["score", "given"] | Sequence[int] = "score",
+    integers: str = "auto",
     progress: StepProgress | None = None,
 ) -> Soup:
     """Make the greedy soup of ``checkpoints`` in ``model``, selected on ``heldout`` alone.
@@ -47,7 +48,8 @@ def greedy_soup(
     further one is kept if the average of the ingredients with it scores at least as well as without it (``accept=">"``:
     better, as the official code has it). ``scores``, in the order of ``checkpoints`` or by name, are the held-out
     scores of the single models if they are known; else they are computed. ``order="given"``, or a list of positions,
-    replaces the order by score. A model whose score is NaN is never kept.
+    replaces the order by score. ``integers`` says what becomes of integer tensors that differ, as in
+    :func:`pysoup.average_state_dicts`. A model whose score is NaN is never kept.
 
     Candidates are written into ``model`` itself and files are streamed, so that beside the model there is one running
     sum, in the accumulator's type, and no second model. Afterwards the model holds the soup and its training flags are
@@ -65,7 +67,7 @@ def greedy_soup(
     positions = _given_order(order, len(candidates))
     score_all = positions is None and singles is None
     steps = len(candidates) - (singles is not None or score_all)  # a soup of one has the score of its ingredient
-    averager = Averager(model)
+    averager = Averager(model, integers=integers)
     check_pool(averager, candidates)
     scorer = Scorer(
         model,

@@ -22,12 +22,14 @@ def uniform_soup(
     metric: MetricLike = "accuracy",
     weights: Sequence[float] | None = None,
     *,
+    integers: str = "auto",
     progress: StepProgress | None = None,
 ) -> Soup:
     """Average all checkpoints into ``model`` and score the result on ``heldout``, if given.
 
     ``weights`` (one per checkpoint, any finite numbers with a sum that is not zero) make it a weighted average; they
-    are normalised, and a checkpoint of weight 0 is not read. Checkpoints in files are streamed, never loaded whole. The
+    are normalised, and a checkpoint of weight 0 is not read. ``integers`` says what becomes of integer tensors that
+    differ, as in :func:`pysoup.average_state_dicts`. Checkpoints in files are streamed, never loaded whole. The
     model holds the soup afterwards and its training flags are as before.
 
     Raises :class:`WeightsError`, :class:`IncompatibleError` where a checkpoint does not fit the model, and
@@ -36,7 +38,7 @@ def uniform_soup(
     resolved = as_metric(metric)
     candidates = open_candidates(checkpoints)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
-    averager = Averager(model)
+    averager = Averager(model, integers=integers)
     check_pool(averager, [candidates[member] for member in law.members])
     for left_out in set(range(len(candidates))) - set(law.members):
         check_pool(averager, [candidates[left_out]])  # alone: what is not averaged need not agree with the others
