@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,19 +17,18 @@ from ._version import __version__
 from .checkpoint import (
     Checkpoint,
     CheckpointWriter,
+    agreement,
     dtype_differences,
     duplicate_inputs,
     open_checkpoint,
     refuse_scaled_f8,
-    require_same,
-    shared_aliases,
 )
 from .dtypes import DType, parse_float
 from .errors import IncompatibleError, SoupError
 from .file_plan import FilePlan, Member
 from .integers import check_policy
 from .sizes import parse_size
-from .weights import check_weights, mix
+from .weights import Mix, check_weights, mix
 
 # Per thread: what a core's second-level cache holds beside the sum. More makes warm reads slower, not faster.
 _CACHED_BUFFER = 1 << 20
@@ -103,12 +102,12 @@ def average_checkpoints(
     values = check_weights(weights, len(paths))
     wanted = None if dtype is None else parse_float(dtype)
     checkpoints = [p if isinstance(p, Checkpoint) else open_checkpoint(p) for p in paths]
-    names = require_same(checkpoints, keys)  # type: ignore[arg-type]
+    names, aliases = agreement(checkpoints, keys)  # type: ignore[arg-type]
     for checkpoint in checkpoints:
         refuse_scaled_f8(checkpoint)
     types = _output_types(checkpoints, names, wanted)
     overall = mix(values, range(len(checkpoints)), normalize=normalize)
-    writer = _writer(Path(output), checkpoints, names, types, overwrite, keys, overall.shares, overall.members)
+    writer = _writer(Path(output), checkpoints, names, types, aliases, overwrite, overall)
     writer.check()
 
     members = [Member(checkpoints[k], k) for k in overall.members]
@@ -125,7 +124,7 @@ def average_checkpoints(
         threads=count,
         isa=_native.active_isa(),
         dry_run=dry_run,
-        notes=_notes(checkpoints, names, keys, writer),
+        notes=_notes(checkpoints, names, aliases, keys, writer),
     )
     report.threads, buffer_bytes = plan.fit(budget, count, max(_CACHED_BUFFER, len(members) * _BYTES_PER_INPUT))
     report.memory_bytes = report.threads * buffer_bytes
@@ -201,10 +200,9 @@ def _writer(
     checkpoints: Sequence[Checkpoint],
     names: Sequence[str],
     types: Sequence[DType],
+    aliases: Mapping[str, str],
     overwrite: bool,
-    keys: str,
-    shares: Sequence[float],
-    members: Sequence[int],
+    law: Mix,
 ) -> CheckpointWriter:
     """The output: in the order and with the shards of the first input, provenance in the metadata."""
     first = checkpoints[0]
@@ -220,13 +218,13 @@ def _writer(
         layout[shard][1].append((name, dtype, _entry_shape(checkpoints, name)))
     metadata = {k: v for k, v in first.metadata.items() if not k.startswith("pysoup.")}
     metadata["pysoup.version"] = __version__
-    metadata["pysoup.ingredients"] = json.dumps([str(checkpoints[k].path) for k in members])
-    metadata["pysoup.weights"] = json.dumps(list(shares))
+    metadata["pysoup.ingredients"] = json.dumps([str(checkpoints[k].path) for k in law.members])
+    metadata["pysoup.weights"] = json.dumps(list(law.shares))
     return CheckpointWriter(
         output,
         [(shard, tensors) for shard, tensors in layout if tensors or len(layout) == 1],
         metadata=metadata,
-        aliases=shared_aliases(checkpoints, keys),  # type: ignore[arg-type]
+        aliases=aliases,
         is_directory=is_directory,
         overwrite=overwrite,
         inputs=checkpoints,
@@ -241,13 +239,19 @@ def _all_shares(members: Sequence[int], shares: Sequence[float], count: int) -> 
     return every
 
 
-def _notes(checkpoints: Sequence[Checkpoint], names: Sequence[str], keys: str, writer: CheckpointWriter) -> list[str]:
+def _notes(
+    checkpoints: Sequence[Checkpoint],
+    names: Sequence[str],
+    aliases: Mapping[str, str],
+    keys: str,
+    writer: CheckpointWriter,
+) -> list[str]:
     """What the user should know and no error says."""
     notes = [
         f"{checkpoints[j].path} looks like a copy of {checkpoints[i].path}" for i, j in duplicate_inputs(checkpoints)
     ]
     if keys == "intersection":
-        chosen = set(names) | set(shared_aliases(checkpoints, "intersection"))
+        chosen = set(names) | set(aliases)
         dropped = {n for c in checkpoints for n in (*c, *c.aliases)} - chosen
         notes += [f"left out, not in all inputs: {n}" for n in sorted(dropped)]
     if keys == "union":

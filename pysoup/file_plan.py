@@ -6,17 +6,16 @@ tensors, which have to be compared.
 
 from __future__ import annotations
 
-import errno
 import os
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import _native
-from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry, read_exactly
+from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry, output_error, read_exactly
 from .columns import RAW, Columns, SourceColumn, accumulator
 from .dtypes import BY_NAME, DType
-from .errors import CheckpointError, OutputError, SoupError, WeightsError
+from .errors import CheckpointError, SoupError, WeightsError
 from .integers import choose
 from .sizes import format_size
 from .weights import Mix
@@ -205,9 +204,7 @@ class FilePlan:
 
     def _translate(self, error: Any, writer: CheckpointWriter) -> SoupError:
         text, _, _, _, code = error.args
-        if code in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError("disk is full", file=writer.output, expected=f"room for {format_size(writer.nbytes)}")
-        return read_error(error, self.members) or OutputError("cannot be written", file=writer.output, found=text)
+        return read_error(error, self.members) or output_error(OSError(code, text), writer.output, writer.nbytes)
 
 
 def read_error(error: Any, members: Sequence[Member]) -> CheckpointError | None:

@@ -11,12 +11,12 @@ from checkpoint_files import entry, floats, raw_file
 from pysoup.checkpoint import (
     Checkpoint,
     agree,
+    agreement,
     dtype_differences,
     duplicate_inputs,
     open_checkpoint,
     refuse_scaled_f8,
     require_same,
-    shared_aliases,
 )
 from pysoup.errors import CheckpointError, IncompatibleError
 
@@ -41,7 +41,7 @@ def _failure(checkpoints: list[Checkpoint], **options: str) -> str:
 def test_same_names_come_in_the_order_of_the_first(tmp_path: Path) -> None:
     checkpoints = _opened(tmp_path, {"b": [1.0], "a": [2.0]}, {"a": [1.0], "b": [2.0]})
     assert require_same(checkpoints) == ["b", "a"]
-    assert shared_aliases(checkpoints) == {}
+    assert agreement(checkpoints)[1] == {}
 
 
 def test_name_differences_are_listed_with_their_file(tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_tied_names_stay_tied_only_where_all_inputs_tie_them(tmp_path: Path) -> 
     stored, both = {"emb": [1.0], "w": [2.0]}, {"emb": [1.0], "w": [2.0], "head": [3.0]}
     ties = {"head": "emb"}
     tied = _opened(tmp_path, stored, stored, aliases=(ties, ties))
-    assert (require_same(tied), shared_aliases(tied)) == (["emb", "w"], ties)
+    assert agreement(tied) == (["emb", "w"], ties)
     # The other file stores the pair under the other name.
     swapped = _opened(tmp_path, stored, {"head": [1.0], "w": [2.0]}, aliases=(ties, {"emb": "head"}))
-    assert (require_same(swapped), shared_aliases(swapped)) == (["emb", "w"], ties)
+    assert agreement(swapped) == (["emb", "w"], ties)
     mixed = _opened(tmp_path, stored, both, aliases=(ties,))
-    assert (require_same(mixed), shared_aliases(mixed)) == (["emb", "w", "head"], {})
+    assert agreement(mixed) == (["emb", "w", "head"], {})
     assert mixed[0].entry("head") == mixed[0].entry("emb")
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from .agree import (
     DTypeDifference,
+    agreement,
     dtype_differences,
     duplicate_inputs,
     refuse_scaled_f8,
     require_same,
-    shared_aliases,
 )
 from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from .header import read_exactly
 from .index import natural_key
+from .preflight import output_error
 from .save import save_state_dict
 from .writer import CheckpointWriter
 
@@ -25,13 +26,14 @@ __all__ = [
     "CheckpointWriter",
     "DTypeDifference",
     "TensorEntry",
+    "agreement",
     "dtype_differences",
     "duplicate_inputs",
     "natural_key",
     "open_checkpoint",
+    "output_error",
     "read_exactly",
     "refuse_scaled_f8",
     "require_same",
     "save_state_dict",
-    "shared_aliases",
 ]

@@ -36,15 +36,10 @@ class DTypeDifference(NamedTuple):
 def require_same(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> list[str]:
     """The names to average, in the order of the first checkpoint (``"union"``: then those of later ones).
 
-    Names tied in every checkpoint that has them come once; :func:`shared_aliases` gives the others. Raises
+    Names tied in every checkpoint that has them come once; :func:`agreement` gives the others. Raises
     IncompatibleError where names differ (``keys="same"``), where no name is left, or where a shape differs.
     """
-    return _agree(checkpoints, keys)[0]
-
-
-def shared_aliases(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> dict[str, str]:
-    """Alias -> name in :func:`require_same`, for the names tied in every checkpoint: these stay tied in a soup."""
-    return _agree(checkpoints, keys)[1]
+    return agreement(checkpoints, keys)[0]
 
 
 def dtype_differences(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> list[DTypeDifference]:
@@ -92,7 +87,8 @@ def duplicate_inputs(checkpoints: Sequence[Checkpoint]) -> list[tuple[int, int]]
     return pairs
 
 
-def _agree(checkpoints: Sequence[Checkpoint], keys: Keys) -> tuple[list[str], dict[str, str]]:
+def agreement(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> tuple[list[str], dict[str, str]]:
+    """:func:`require_same`, and alias -> name for the names tied in every checkpoint: these stay tied in a soup."""
     if not checkpoints:
         raise IncompatibleError("no checkpoints given")
     if keys not in ("same", "intersection", "union"):
