@@ -15,9 +15,9 @@ from .agree import (
     require_same,
 )
 from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
-from .header import read_exactly
 from .index import natural_key
 from .preflight import output_error
+from .reading import read_exactly
 from .save import save_state_dict
 from .writer import CheckpointWriter
 

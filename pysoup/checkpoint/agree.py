@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from ..dtypes import DType
 from ..errors import CheckpointError, IncompatibleError
 from .checkpoint import Checkpoint
-from .header import open_file, read_exactly
+from .reading import open_file, read_exactly
 from .strict_json import clip
 
 Keys = Literal["same", "intersection", "union"]

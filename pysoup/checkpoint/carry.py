@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError
-from .header import open_file, reason
 from .index import natural_key
+from .reading import open_file, reason
 
 _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _PREFIXES = ("tokenizer", "vocab", "merges", "license", "notice")

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from .. import dtypes
 from ..dtypes import DType
 from ..errors import CheckpointError
-from .header import FileStamp, Header, open_file, read_exactly, read_header
+from .contents import Contents
 from .index import Source, resolve
+from .reading import FileStamp, open_file, read_exactly
+from .safetensors_file import read_safetensors
 from .strict_json import clip, describe, is_text, parse_strict
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     found and what was expected.
     """
     source = resolve(Path(path))
-    return Checkpoint(Path(path), source, [read_header(file) for file in source.files])
+    return Checkpoint(Path(path), source, [read_safetensors(file) for file in source.files])
 
 
 class Checkpoint:
@@ -56,7 +58,7 @@ class Checkpoint:
     :meth:`tensor` also take the names in ``aliases``. State per tensor is about 100 bytes besides the name.
     """
 
-    def __init__(self, path: Path, source: Source, headers: list[Header]) -> None:
+    def __init__(self, path: Path, source: Source, headers: list[Contents]) -> None:
         self.path = path
         self.files = source.files
         self.is_directory = source.is_directory
@@ -81,7 +83,7 @@ class Checkpoint:
             math.prod(shape) * dtypes.ALL[code].itemsize for shape, code in zip(self._shapes, self._dtypes, strict=True)
         )
 
-    def _append(self, header: Header, source: Source) -> None:
+    def _append(self, header: Contents, source: Source) -> None:
         self._first_of_file.append(len(self._index))
         before = len(self._index)
         for position, name in enumerate(header.names):
@@ -96,7 +98,7 @@ class Checkpoint:
     def _file_of(self, position: int) -> int:
         return bisect_right(self._first_of_file, position) - 1
 
-    def _read_aliases(self, headers: list[Header]) -> dict[str, str]:
+    def _read_aliases(self, headers: list[Contents]) -> dict[str, str]:
         aliases: dict[str, str] = {}
         for header in headers:
             text = header.metadata.get(ALIASES_KEY)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError
-from .header import open_file, read_exactly, reason
+from .reading import open_file, read_exactly, reason
 from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
 
 SUFFIX = ".safetensors"

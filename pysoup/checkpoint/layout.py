@@ -14,8 +14,8 @@ from typing import TypeAlias
 from ..dtypes import C128, DType
 from ..errors import OutputError
 from .checkpoint import ALIASES_KEY
-from .header import LENGTH_BYTES, METADATA_KEY
 from .index import INDEX_SUFFIX, SUFFIX
+from .safetensors_file import LENGTH_BYTES, METADATA_KEY
 from .strict_json import MAX_JSON_BYTES, clip, describe, is_text
 
 TensorSpec: TypeAlias = tuple[str, DType, tuple[int, ...]]

@@ -8,16 +8,14 @@ hidden behind a zero, and types that pysoup cannot average (F4, F6, F8_E8M0, the
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
-from array import array
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 from .. import dtypes
 from ..errors import CheckpointError
+from .contents import Contents
+from .reading import FileStamp, open_file, read_exactly
 from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
 
 LENGTH_BYTES = 8
@@ -42,74 +40,7 @@ _SIGNATURES = (
 )
 
 
-class FileStamp(NamedTuple):
-    """What tells that a file is still the one whose header was checked. Sizes in bytes, time in nanoseconds."""
-
-    device: int
-    inode: int
-    size: int
-    mtime_ns: int
-
-    @classmethod
-    def of(cls, info: os.stat_result) -> FileStamp:
-        return cls(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns)
-
-
-@dataclass(slots=True)
-class Header:
-    """One valid header: parallel columns, in the order of the data; about 60 bytes a tensor besides its name.
-
-    ``dtypes`` holds indices into :data:`pysoup.dtypes.ALL`; ``begins`` are absolute file offsets in bytes.
-    ``digest`` is of the header's bytes, and comparable within one process only.
-    """
-
-    path: Path
-    stamp: FileStamp
-    digest: int
-    names: list[str] = field(default_factory=list)
-    dtypes: array[int] = field(default_factory=lambda: array("B"))
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-    begins: array[int] = field(default_factory=lambda: array("Q"))
-    metadata: dict[str, str] = field(default_factory=dict)
-
-
-def open_file(path: Path) -> int:
-    """A descriptor of the regular file at ``path``, to be closed by the caller. Raises CheckpointError."""
-    try:
-        # A look first: opening a device or a FIFO can block or have effects.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise CheckpointError("not a regular file", file=path)
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(reason(error), file=path) from None
-
-
-def reason(error: OSError | ValueError) -> str:
-    """Why a file cannot be read, in the words of the system."""
-    if isinstance(error, ValueError):
-        return "not a valid file name"
-    if error.errno == errno.ENOENT:
-        return "no such file or directory"
-    if error.errno == errno.EMFILE:
-        return "too many open files for one process (see `ulimit -n`)"
-    return f"cannot be read: {(error.strerror or str(error)).lower()}"
-
-
-def read_exactly(fd: int, view: memoryview, offset: int, path: Path, tensor: str | None = None) -> None:
-    """Fill ``view`` from ``offset`` of the file. Raises CheckpointError with byte counts if the file ends before."""
-    done = 0
-    while done < len(view):
-        try:
-            count = os.preadv(fd, [view[done:]], offset + done)
-        except OSError as error:
-            raise CheckpointError(reason(error), file=path, tensor=tensor) from None
-        if count == 0:
-            what = f"file ends early, at byte {offset + done}"
-            raise CheckpointError(what, file=path, tensor=tensor, found=f"{done} bytes", expected=f"{len(view)} bytes")
-        done += count
-
-
-def read_header(path: Path) -> Header:
+def read_safetensors(path: Path) -> Contents:
     """Read and check the header of ``path``. Every fault raises a one-line CheckpointError."""
     fd = open_file(path)
     try:
@@ -117,7 +48,7 @@ def read_header(path: Path) -> Header:
         raw = _header_bytes(fd, path, stamp.size)
     finally:
         os.close(fd)
-    header = Header(path, stamp, hash(bytes(raw)))
+    header = Contents(path, "safetensors", stamp, hash(bytes(raw)))
     document = parse_strict(raw, path, "header")
     _take_metadata(header, document)
     _take_tensors(header, document, data_start=LENGTH_BYTES + len(raw))
@@ -152,7 +83,7 @@ def _header_bytes(fd: int, path: Path, size: int) -> bytearray:
     return raw
 
 
-def _take_metadata(header: Header, document: dict[str, object]) -> None:
+def _take_metadata(header: Contents, document: dict[str, object]) -> None:
     metadata = document.pop(METADATA_KEY, {})
     if type(metadata) is not dict:
         what = f"{METADATA_KEY} is not an object"
@@ -164,7 +95,7 @@ def _take_metadata(header: Header, document: dict[str, object]) -> None:
     header.metadata = metadata
 
 
-def _take_tensors(header: Header, document: dict[str, object], data_start: int) -> None:
+def _take_tensors(header: Contents, document: dict[str, object], data_start: int) -> None:
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
     rows: list[tuple[int, int, str, int, tuple[int, ...]]] = []
     for name, value in document.items():
@@ -181,7 +112,7 @@ def _take_tensors(header: Header, document: dict[str, object], data_start: int) 
         header.begins.append(data_start + begin)
 
 
-def _entry(header: Header, name: str, value: object) -> tuple[int, tuple[int, ...], int, int]:
+def _entry(header: Contents, name: str, value: object) -> tuple[int, tuple[int, ...], int, int]:
     """Code of the type, shape, begin, end (relative to the data section), each consistent with the others."""
     if type(value) is not dict:
         _fail(header, name, "entry is not an object", describe(value), "an object")
@@ -208,7 +139,7 @@ def _entry(header: Header, name: str, value: object) -> tuple[int, tuple[int, ..
     return code, tuple(shape), begin, end
 
 
-def _dtype_code(header: Header, name: str, dtype: object) -> int:
+def _dtype_code(header: Contents, name: str, dtype: object) -> int:
     code = _CODES.get(dtype) if type(dtype) is str else None
     if code is not None:
         return code
@@ -218,7 +149,7 @@ def _dtype_code(header: Header, name: str, dtype: object) -> int:
     _fail(header, name, "unknown dtype", describe(dtype), f"one of {known}")
 
 
-def _byte_size(header: Header, name: str, shape: list[int], dtype: dtypes.DType) -> int:
+def _byte_size(header: Contents, name: str, shape: list[int], dtype: dtypes.DType) -> int:
     """Bytes of the tensor; sizes around a zero must fit 63 bits too, as torch computes strides from them."""
     nbytes = dtype.itemsize
     for n in shape:
@@ -228,7 +159,7 @@ def _byte_size(header: Header, name: str, shape: list[int], dtype: dtypes.DType)
     return 0 if 0 in shape else nbytes
 
 
-def _check_tiling(header: Header, rows: list[tuple[int, int, str, int, tuple[int, ...]]], data_size: int) -> None:
+def _check_tiling(header: Contents, rows: list[tuple[int, int, str, int, tuple[int, ...]]], data_size: int) -> None:
     cursor, previous, past = 0, "", None
     for begin, end, name, _, _ in rows:
         if begin != cursor:
@@ -246,5 +177,5 @@ def _check_tiling(header: Header, rows: list[tuple[int, int, str, int, tuple[int
         raise CheckpointError(what, file=header.path, found=f"{data_size} bytes of data", expected=f"{cursor} bytes")
 
 
-def _fail(header: Header, name: str, what: str, found: object = None, expected: object = None) -> NoReturn:
+def _fail(header: Contents, name: str, what: str, found: object = None, expected: object = None) -> NoReturn:
     raise CheckpointError(what, file=header.path, tensor=clip(name), found=found, expected=expected)
