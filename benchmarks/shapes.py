@@ -46,6 +46,48 @@ def clip_vit_b32() -> dict[str, tuple[int, ...]]:
     }
 
 
+def vit(width: int, depth: int, patch: int, tokens: int, classes: int = 1000) -> dict[str, tuple[int, ...]]:
+    """A plain vision transformer under timm's names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, tokens, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+    }
+    for i in range(depth):
+        block = f"blocks.{i}"
+        shapes |= {
+            f"{block}.norm1.weight": (width,),
+            f"{block}.norm1.bias": (width,),
+            f"{block}.attn.qkv.weight": (3 * width, width),
+            f"{block}.attn.qkv.bias": (3 * width,),
+            f"{block}.attn.proj.weight": (width, width),
+            f"{block}.attn.proj.bias": (width,),
+            f"{block}.norm2.weight": (width,),
+            f"{block}.norm2.bias": (width,),
+            f"{block}.mlp.fc1.weight": (4 * width, width),
+            f"{block}.mlp.fc1.bias": (4 * width,),
+            f"{block}.mlp.fc2.weight": (width, 4 * width),
+            f"{block}.mlp.fc2.bias": (width,),
+        }
+    return shapes | {
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
+
+
+def vit_s16() -> dict[str, tuple[int, ...]]:
+    """ViT-S/16: 22.1 M parameters in 152 tensors, the small model."""
+    return vit(384, 12, 16, 197)
+
+
+def vit_l14() -> dict[str, tuple[int, ...]]:
+    """ViT-L/14: 304 M parameters in 296 tensors, the large model."""
+    return vit(1024, 24, 14, 257)
+
+
 def many_small(tensors: int = 1000, elements: int = 1000) -> dict[str, tuple[int, ...]]:
     """The other extreme: per-tensor overhead dominates."""
     return {f"t{i}": (elements,) for i in range(tensors)}

@@ -14,15 +14,16 @@ from pathlib import Path
 # From the bottom up. A module or package imports only from lower layers; itself and BESIDE excepted.
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors", "_version"}),
-    frozenset({"dtypes", "sizes", "progress", "task", "weights", "integers"}),
+    frozenset({"dtypes", "sizes", "progress", "task", "weights", "integers", "prefixes"}),
     frozenset({"_native", "reference"}),
     frozenset({"checkpoint", "columns"}),
     frozenset({"ops", "file_plan"}),
     frozenset({"arrays", "aliasing"}),
     frozenset({"tables"}),
-    frozenset({"state_dicts", "ingredient"}),
+    frozenset({"state_dicts", "ingredient", "remarks", "output"}),
     frozenset({"bound", "targets"}),
     frozenset({"average", "averager", "evaluate"}),
+    frozenset({"load"}),
     frozenset({"soups", "finetune"}),
     frozenset({"analysis"}),
     frozenset({"report"}),

@@ -9,6 +9,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -16,8 +17,10 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/probe.h"
+#include "cpu/strided.h"
 #include "errors.h"
 #include "io/plan.h"
+#include "io/run.h"
 
 namespace py = pybind11;
 
@@ -43,15 +46,20 @@ class Column {
   py::buffer_info info_;
 };
 
+// A plan as Python sees it: with what its last run has found.
+struct BoundPlan : Plan {
+  std::vector<std::size_t> nonfinite;
+};
+
 py::ssize_t length(const py::buffer& column) { return column.request().size; }
 
 // Columns have one row a segment (S) or one a source and segment, source-major (K x S). A source whose fd is -2 takes
 // no part in that segment. Checked here: codes, counts and accumulators; the addresses themselves are the caller's
 // word.
-std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, const py::buffer& dst_fd,
-                                const py::buffer& dst_dtype, const py::buffer& accumulator, const py::buffer& divisor,
-                                const py::buffer& src_at, const py::buffer& src_fd, const py::buffer& src_dtype,
-                                const py::buffer& weights) {
+std::shared_ptr<BoundPlan> make_plan(const py::buffer& n, const py::buffer& dst_at, const py::buffer& dst_fd,
+                                     const py::buffer& dst_dtype, const py::buffer& accumulator,
+                                     const py::buffer& divisor, const py::buffer& src_at, const py::buffer& src_fd,
+                                     const py::buffer& src_dtype, const py::buffer& weights) {
   py::ssize_t segments = length(n);
   py::ssize_t cells = length(src_at);
   py::ssize_t sources = segments == 0 ? 0 : cells / segments;
@@ -62,8 +70,9 @@ std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, c
   Column<std::uint64_t> src_at_(src_at, "src_at", sources * segments);
   Column<std::uint8_t> src_dtype_(src_dtype, "src_dtype", sources * segments);
 
-  auto plan = std::make_shared<Plan>();
+  auto plan = std::make_shared<BoundPlan>();
   plan->segments.reserve(static_cast<std::size_t>(segments));
+  plan->row_ends.reserve(static_cast<std::size_t>(segments));
   plan->sources.reserve(static_cast<std::size_t>(cells));
   for (std::size_t s = 0; s < static_cast<std::size_t>(segments); ++s) {
     Segment segment{n_[s], 0, 0, {dst_at_[s], dst_fd_[s], dst_dtype_[s]}, divisor_[s], accumulator_[s]};
@@ -88,8 +97,9 @@ std::shared_ptr<Plan> make_plan(const py::buffer& n, const py::buffer& dst_at, c
   return plan;
 }
 
-// Runs the plan without the GIL. About every 50 ms it comes back for signals (Ctrl-C) and calls progress(bytes).
-void run(const std::shared_ptr<Plan>& plan, const std::string& isa, int threads, std::size_t buffer_bytes,
+// Runs the plan without the GIL. About every 50 ms it comes back for signals (Ctrl-C) and calls progress(bytes). A run
+// that fails or is stopped leaves no rows in plan.nonfinite.
+void run(const std::shared_ptr<BoundPlan>& plan, const std::string& isa, int threads, std::size_t buffer_bytes,
          const py::object& progress) {
   const KernelTable& kernels = kernels_for(isa);
   RunOptions options{threads, buffer_bytes};
@@ -105,15 +115,62 @@ void run(const std::shared_ptr<Plan>& plan, const std::string& isa, int threads,
       return false;
     }
   };
+  plan->nonfinite.clear();
+  Outcome outcome;
   {
     py::gil_scoped_release release;
-    run_plan(*plan, kernels, options, tick);
+    outcome = run_plan(*plan, kernels, options, tick);
   }
   if (raised) {
     py::error_already_set error = *raised;
     raised.reset();
     throw error;
   }
+  plan->nonfinite = std::move(outcome.nonfinite);
+}
+
+std::uint64_t unsigned_of(const py::handle& value, const char* name) {
+  bool integer = PyLong_Check(value.ptr()) != 0;
+  std::uint64_t number = integer ? PyLong_AsUnsignedLongLong(value.ptr()) : 0;
+  if (!integer || PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw Error(ErrorKind::kInvalid, std::string(name) + ": expected integers from 0 to 2^64 - 1");
+  }
+  return number;
+}
+
+std::vector<std::uint64_t> unsigned_all(const py::sequence& values, const char* name) {
+  std::vector<std::uint64_t> numbers;
+  for (const py::handle& value : values) numbers.push_back(unsigned_of(value, name));
+  return numbers;
+}
+
+// The memory of a buffer without holes, and where a strided layout starts in it.
+StridedSide side_of(const py::buffer& buffer, py::buffer_info& info, bool writable, const py::object& offset,
+                    const py::sequence& strides, const char* name) {
+  try {
+    info = buffer.request(writable);
+  } catch (const py::error_already_set&) {
+    throw Error(ErrorKind::kInvalid, std::string(name) + ": expected a " + (writable ? "writable " : "") + "buffer");
+  }
+  if (PyBuffer_IsContiguous(info.view(), 'C') == 0) {
+    throw Error(ErrorKind::kInvalid, std::string(name) + ": expected a contiguous buffer");
+  }
+  auto bytes = static_cast<std::uint64_t>(info.size * info.itemsize);
+  return {static_cast<char*>(info.ptr), bytes, unsigned_of(offset, name), unsigned_all(strides, name)};
+}
+
+void copy_strided(const py::buffer& dst, const py::object& dst_offset, const py::sequence& dst_strides,
+                  const py::buffer& src, const py::object& src_offset, const py::sequence& src_strides,
+                  const py::sequence& shape, const py::object& itemsize) {
+  py::buffer_info dst_info;
+  py::buffer_info src_info;
+  StridedSide to = side_of(dst, dst_info, true, dst_offset, dst_strides, "dst");
+  StridedSide from = side_of(src, src_info, false, src_offset, src_strides, "src");
+  std::vector<std::uint64_t> sizes = unsigned_all(shape, "shape");
+  std::uint64_t item = unsigned_of(itemsize, "itemsize");
+  py::gil_scoped_release release;
+  strided_copy(to, from, sizes, item);
 }
 
 double probe(const std::vector<std::uint64_t>& sources, std::uint64_t dst, std::size_t bytes, int threads) {
@@ -185,16 +242,19 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  py::class_<Plan, std::shared_ptr<Plan>>(m, "Plan")
+  py::class_<BoundPlan, std::shared_ptr<BoundPlan>>(m, "Plan")
       .def(py::init(&make_plan), py::arg("n"), py::arg("dst_at"), py::arg("dst_fd"), py::arg("dst_dtype"),
            py::arg("accumulator"), py::arg("divisor"), py::arg("src_at"), py::arg("src_fd"), py::arg("src_dtype"),
            py::arg("weights"))
-      .def_property_readonly("bytes", &plan_bytes)
-      .def_property_readonly("minimum_buffer", &plan_minimum_buffer)
-      .def("find_overlap", &find_overlap)
-      .def_property_readonly("segments", [](const Plan& plan) { return plan.segments.size(); })
+      .def_property_readonly("bytes", [](const BoundPlan& plan) { return plan_bytes(plan); })
+      .def_property_readonly("minimum_buffer", [](const BoundPlan& plan) { return plan_minimum_buffer(plan); })
+      .def_readonly("nonfinite", &BoundPlan::nonfinite)
+      .def("find_overlap", [](const BoundPlan& plan) { return find_overlap(plan); })
+      .def_property_readonly("segments", [](const BoundPlan& plan) { return plan.segments.size(); })
       .def("run", &run, py::arg("isa"), py::arg("threads"), py::arg("buffer_bytes") = 0,
            py::arg("progress") = py::none());
+  m.def("strided_copy", &copy_strided, py::arg("dst"), py::arg("dst_offset_bytes"), py::arg("dst_strides"),
+        py::arg("src"), py::arg("src_offset_bytes"), py::arg("src_strides"), py::arg("shape"), py::arg("itemsize"));
   m.def("available_isas", &available_isas);
   m.def("check_isa", [](const std::string& isa) { return std::string(kernels_for(isa).name); });
   m.def("probe_streams", &probe, py::arg("sources"), py::arg("dst"), py::arg("nbytes"), py::arg("threads"));

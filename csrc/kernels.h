@@ -37,6 +37,8 @@ enum Accumulator : uint8_t { kAccF32 = 0, kAccF64 = 1 };
 //   so a finite mean never overflows on the way. NaN results are the one canonical quiet NaN of dst. f16, bf16, f32,
 //   f64 and e5m2 overflow to infinity, e4m3 saturates at +-448. Subnormals are kept: the caller must have set the
 //   default floating-point environment (FloatEnvironment in float_environment.h) on the calling thread.
+// Returns whether some element of dst became NaN or infinite: a source held such a value, or the mean is beyond the
+// range of dst. e4m3 has no infinity: true then means that some result was NaN or infinite before it was stored.
 // Caller must: pass f64 sources only with an f64 accumulator; let dst equal a source exactly or not overlap it at all
 // (a partial overlap silently corrupts the result).
 struct WeightedSumArgs {
@@ -55,7 +57,7 @@ struct WeightedSumArgs {
 
 struct KernelTable {
   const char* name;
-  void (*weighted_sum)(const WeightedSumArgs&);
+  bool (*weighted_sum)(const WeightedSumArgs&);
 };
 
 }  // namespace soup

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .evaluate import HeldOut as HeldOut
     from .evaluate import Metric as Metric
     from .evaluate import recalibrate_batchnorm as recalibrate_batchnorm
+    from .load import load_soup_ as load_soup_
     from .soups import Soup as Soup
     from .soups import greedy_soup as greedy_soup
     from .soups import uniform_soup as uniform_soup
@@ -47,6 +48,7 @@ _HOME = {
     "average_checkpoints": "average",
     "average_state_dicts": "state_dicts",
     "greedy_soup": "soups",
+    "load_soup_": "load",
     "open_checkpoint": "checkpoint",
     "recalibrate_batchnorm": "evaluate",
     "uniform_soup": "soups",

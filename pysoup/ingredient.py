@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from . import _native, ops
 from .aliasing import same_bits
-from .checkpoint import Checkpoint, TensorEntry, open_checkpoint, refuse_scaled_f8
+from .checkpoint import Checkpoint, TensorEntry, align_names_to, open_checkpoint, refuse_scaled_f8
 from .columns import SourceColumn
 from .dtypes import DType
 from .errors import IncompatibleError, SoupError
@@ -128,6 +129,9 @@ class Ingredient:
     def _from_file(cls, checkpoint: Checkpoint, layout: Layout) -> Ingredient:
         self = cls(str(checkpoint.path), layout)
         refuse_scaled_f8(checkpoint)
+        (checkpoint,), notes = align_names_to(layout.names, [checkpoint], "the model")
+        for note in notes:
+            warnings.warn(note, stacklevel=3)
         self._member = Member(checkpoint)
         names = [*checkpoint, *checkpoint.aliases]
         for slot, name in zip(layout.slots, self._match(dict.fromkeys(names)), strict=True):
@@ -199,7 +203,7 @@ class Ingredient:
             return result
         result = SourceColumn()
         for entry, dtype, factor in zip(self._entries, self.dtypes, factors, strict=True):
-            result.add(entry.offset, self._member.fds[entry.file], dtype.native, factor)
+            result.add(*self._member.place(entry), dtype.native, factor)
         return result
 
     def run(self, plan: Any, threads: int, buffer_bytes: int) -> None:
@@ -213,6 +217,12 @@ class Ingredient:
     def _blame(self, error: Any) -> SoupError:
         members = [] if self._member is None else [self._member]
         return read_error(error, members) or SoupError(str(error.args[0]), file=self.label)
+
+    @property
+    def member(self) -> Member:
+        """The files of an ingredient that has some."""
+        assert self._member is not None
+        return self._member
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -219,7 +219,8 @@ def weighted_sum(
 
     Sources and outputs are floating-point tensors of equal shapes per segment, on one device; dtypes may be mixed. The
     arithmetic is the contract in ``csrc/kernels.h``. ``dtypes``: see :func:`sum_columns`. ``check_overlap`` refuses an
-    output that shares memory with an input other than exactly its own. The outputs' autograd versions are bumped.
+    output that shares memory with an input other than exactly its own, both called by the segments' ``names``. The
+    outputs' autograd versions are bumped.
     """
     if not outs:
         return
@@ -234,17 +235,18 @@ def weighted_sum(
     bump_versions(outs)
 
 
-def refuse_overlap(plan: Any, names: Sequence[str] = ()) -> None:
-    """Raises :class:`IncompatibleError` where a destination overlaps another tensor of the plan other than exactly."""
+def refuse_overlap(plan: Any, names: Sequence[str]) -> None:
+    """Raises :class:`IncompatibleError` where a destination overlaps another tensor of the plan other than exactly.
+
+    ``names`` are those of the rows of the plan's columns.
+    """
     written, read = plan.find_overlap()
     if written < 0:
         return
-    # Segments that touch are merged, so an index names a tensor only where nothing was merged.
-    named = len(names) == plan.segments
     raise IncompatibleError(
         "out overlaps the memory of another tensor",
-        tensor=names[written] if named else None,
-        found=f"shared with {names[read]!r}" if named else "shared memory",
+        tensor=names[written],
+        found=f"shared with {names[read]!r}",
         expected="disjoint memory, or exactly the tensor of the same name",
     )
 

@@ -231,9 +231,13 @@ class TestReport:
 
 
 def test_nothing_to_average_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SoupError, match="no checkpoints"):
+        average_checkpoints([], tmp_path / "o.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_checkpoint_is_copied_alone_or_in_a_list(tmp_path: Path) -> None:
     paths = write(tmp_path / "in", [{"w": torch.ones(2)}])
-    for wrong in ([], str(paths[0]), paths[0]):
-        with pytest.raises(SoupError, match="no checkpoints"):
-            average_checkpoints(wrong, tmp_path / "o.safetensors")  # type: ignore[arg-type]
-    average_checkpoints(paths, tmp_path / "o.safetensors", sync=False)
-    assert load_file(tmp_path / "o.safetensors")["w"].tolist() == [1, 1]
+    for given in (paths, paths[0], str(paths[0])):
+        average_checkpoints(given, tmp_path / "o.safetensors", sync=False, overwrite=True)
+        assert load_file(tmp_path / "o.safetensors")["w"].tolist() == [1, 1]

@@ -71,6 +71,7 @@ def test_sharded_in_sharded_out_with_the_same_files(tmp_path: Path, weights: lis
     assert {p.name for p in (tmp_path / "soup").iterdir()} == {
         *(p.name for p in inputs[0].glob("model-*.safetensors")),
         "model.safetensors.index.json",
+        "README.md",
         "config.json",
         "tokenizer.json",
     }

@@ -56,8 +56,8 @@ def test_name_differences_are_listed_with_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_wrapper_prefix_is_recognised_and_not_guessed_away(tmp_path: Path, prefix: str) -> None:
     plain, wrapped = {"a": [1.0], "b": [2.0]}, {f"{prefix}a": [1.0], f"{prefix}b": [2.0]}
-    assert f"has the prefix '{prefix}'" in _failure(_opened(tmp_path, plain, wrapped))
-    assert f"lacks the prefix '{prefix}'" in _failure(_opened(tmp_path, wrapped, plain))
+    assert f"has '{prefix}'" in _failure(_opened(tmp_path, plain, wrapped))
+    assert f"lacks '{prefix}'" in _failure(_opened(tmp_path, wrapped, plain))
 
 
 def test_intersection_and_union_are_explicit(tmp_path: Path) -> None:

@@ -117,19 +117,21 @@ def test_directory_prefers_index_then_model_then_the_only_file(tmp_path: Path) -
 
 
 def test_directory_without_weights_says_what_it_holds(tmp_path: Path) -> None:
-    assert "no safetensors files in directory: found an empty directory" in _failure(tmp_path)
+    assert "no weights in directory: found an empty directory" in _failure(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "found config.json" in _failure(tmp_path)
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    assert "convert its weights to safetensors first: found pytorch_model.bin" in _failure(tmp_path)
+    (tmp_path / "optimizer.pt").write_bytes(b"")
+    assert "no weights in directory: found config.json, optimizer.pt" in _failure(tmp_path)
+    (tmp_path / "tf_model.h5").write_bytes(b"")
+    assert "convert its weights to safetensors first: found tf_model.h5" in _failure(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["m.pt", "m.bin", "m.ckpt", "m", "m.txt"])
+@pytest.mark.parametrize("name", ["m.h5", "m.gguf", "m.pkl", "m", "m.txt"])
 def test_other_suffix_is_refused_with_a_hint(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"x")
     text = _failure(tmp_path / name)
     assert "unsupported suffix" in text
-    assert ("convert it to safetensors first" in text) is (Path(name).suffix in (".pt", ".bin", ".ckpt"))
+    assert ("convert it to safetensors first" in text) is (Path(name).suffix in (".h5", ".gguf", ".pkl"))
 
 
 def test_linked_shards_as_in_the_hub_cache_are_followed(tmp_path: Path) -> None:

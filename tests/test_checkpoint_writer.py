@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
+import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ from checkpoint_files import floats, sharded
 
 from pysoup import dtypes
 from pysoup.checkpoint import CheckpointWriter, open_checkpoint, publish
-from pysoup.checkpoint.carry import carried_files
 from pysoup.errors import OutputError
 
 LAYOUT = [("ignored", [("w", dtypes.F32, (2,))])]
+FILES = ["m.safetensors", "m.pt", "m.pth"]
+"""One of each suffix: the promises do not depend on the format."""
 SHARDS = [
     ("model-00001-of-00002.safetensors", [("a", dtypes.BOOL, (1,))]),
     ("model-00002-of-00002.safetensors", [("b", dtypes.BOOL, (1,))]),
@@ -47,21 +48,36 @@ def _hidden(directory: Path) -> list[str]:
     return [name for name in os.listdir(directory) if name.startswith(".")]
 
 
-def test_output_appears_at_commit_and_not_before(tmp_path: Path) -> None:
-    target = tmp_path / "m.safetensors"
+def _old_output(target: Path) -> bytes:
+    target.write_bytes(b"precious")
+    return b"precious"
+
+
+def _w(target: Path) -> list[float]:
+    """The tensor of a file of either format."""
+    if target.suffix == ".safetensors":
+        return open_checkpoint(target).tensor("w").tolist()
+    with zipfile.ZipFile(target) as archive:
+        return list(struct.unpack("<2f", archive.read("archive/data/0")))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_output_appears_at_commit_and_not_before(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
     with CheckpointWriter(target, LAYOUT) as writer:
         writer.write_bytes("w", b"\0\0\x80?")
         writer.write_bytes("w", b"\0\0\0@", start=4)
         assert not target.exists()
         writer.commit(sync=False)
-        assert open_checkpoint(target).tensor("w").tolist() == [1.0, 2.0]
-    assert os.listdir(tmp_path) == ["m.safetensors"]
+        assert _w(target) == [1.0, 2.0]
+    assert os.listdir(tmp_path) == [name]
     assert writer.nbytes == target.stat().st_size
 
 
-def test_block_that_ends_without_commit_keeps_the_old_output(tmp_path: Path) -> None:
-    target = floats(tmp_path / "m.safetensors", OLD)
-    before = target.read_bytes()
+@pytest.mark.parametrize("name", FILES)
+def test_block_that_ends_without_commit_keeps_the_old_output(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    before = _old_output(target)
     with CheckpointWriter(target, LAYOUT, overwrite=True):
         pass
     with pytest.raises(KeyboardInterrupt), CheckpointWriter(target, LAYOUT, overwrite=True):
@@ -82,15 +98,16 @@ def test_existing_output_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert list(open_checkpoint(target)) == ["w"]
 
 
-def test_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
-    target, directory = tmp_path / "m.safetensors", tmp_path / "d"
+@pytest.mark.parametrize("name", FILES)
+def test_output_that_appears_meanwhile_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    target, directory = tmp_path / name, tmp_path / "d"
     with CheckpointWriter(target, LAYOUT) as writer, _directory(directory) as other:
-        floats(target, OLD)
+        before = _old_output(target)
         sharded(directory, {"m.safetensors": OLD})
         for each in (writer, other):
             with pytest.raises(OutputError, match="already exists"):
                 each.commit()
-    assert open_checkpoint(target).tensor("w").tolist() == OLD["w"]
+    assert target.read_bytes() == before
     assert list(open_checkpoint(directory)) == ["w"]
     assert _hidden(tmp_path) == []
 
@@ -132,16 +149,20 @@ def test_unusable_targets_are_refused_before_anything_is_written(tmp_path: Path)
 
     (tmp_path / "plain").write_text("")
     (tmp_path / "dir.safetensors").mkdir()
+    (tmp_path / "dir.pt").mkdir()
     os.mkfifo(tmp_path / "fifo.safetensors")
     assert "does not exist" in file("absent/m.safetensors")
     assert "not a directory" in file("plain/m.safetensors")
     assert "output is a directory" in file("dir.safetensors")
     assert "not a regular file" in file("fifo.safetensors")
-    assert "unsupported suffix: found '.pt'" in file("m.pt")
+    for suffix in (".bin", ".ckpt", ".npz", ".tar", ".PT", ""):
+        assert f"unsupported suffix: found {suffix!r}, expected .safetensors or .pt" in file(f"m{suffix}")
+    assert "output is a directory: expected a .pt file" in file("dir.pt")
     assert "too long" in file("m" * 260 + ".safetensors")
-    assert "expected a directory name" in _refused(_directory(tmp_path / "m.safetensors"))
+    for name in ("m.safetensors", "m.pt", "m.bin", "m.safetensors.index.json"):
+        assert "expected a directory name" in _refused(_directory(tmp_path / name))
     assert "not a directory" in _refused(_directory(tmp_path / "plain"))
-    assert sorted(os.listdir(tmp_path)) == ["dir.safetensors", "fifo.safetensors", "plain"]
+    assert sorted(os.listdir(tmp_path)) == ["dir.pt", "dir.safetensors", "fifo.safetensors", "plain"]
 
 
 def test_unwritable_directory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,18 +171,24 @@ def test_unwritable_directory_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "not writable" in _refused(CheckpointWriter(tmp_path / "m.safetensors", LAYOUT))
 
 
-def test_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
-    source = floats(tmp_path / "m.safetensors", OLD)
-    (tmp_path / "hard.safetensors").hardlink_to(source)
-    (tmp_path / "soft.safetensors").symlink_to(source)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_output_that_is_an_input_is_refused(tmp_path: Path, suffix: str) -> None:
+    # What holds safetensors is read as such, whatever its name.
+    source = floats(tmp_path / f"m{suffix}", OLD)
+    (tmp_path / f"hard{suffix}").hardlink_to(source)
+    (tmp_path / f"soft{suffix}").symlink_to(source)
     inputs = [open_checkpoint(source)]
     for name in ("m", "hard", "soft"):
-        path = tmp_path / f"{name}.safetensors"
+        path = tmp_path / f"{name}{suffix}"
         assert "output is an input" in _refused(CheckpointWriter(path, LAYOUT, overwrite=True, inputs=inputs))
+    floats(tmp_path / "other.safetensors", OLD)
     assert "holds an input" in _refused(_directory(tmp_path, overwrite=True, inputs=inputs))
     directory = sharded(tmp_path / "d", {"m.safetensors": OLD}).parent
     (tmp_path / "link").symlink_to(directory)
     inputs = [open_checkpoint(directory)]
+    (tmp_path / f"shard{suffix}").symlink_to(directory / "m.safetensors")
+    shard = CheckpointWriter(tmp_path / f"shard{suffix}", LAYOUT, overwrite=True, inputs=inputs)
+    assert "output is an input" in _refused(shard)
     for path in (directory, tmp_path / "link"):
         assert "holds an input" in _refused(_directory(path, overwrite=True, inputs=inputs))
     assert "inside an input directory" in _refused(_directory(directory / "out", inputs=inputs))
@@ -193,6 +220,9 @@ def test_shared_blob_behind_a_link_is_left_alone(tmp_path: Path) -> None:
         ([("../x.safetensors", [])], {"is_directory": True}, "invalid shard name"),
         ([("x.bin", [])], {"is_directory": True}, "invalid shard name"),
         ([("x.safetensors", [])] * 2, {"is_directory": True}, "duplicate shard name"),
+        (SHARDS, {"is_directory": True, "files": {"../x": b""}}, "invalid file name"),
+        (SHARDS, {"is_directory": True, "files": {".x": b""}}, "invalid file name"),
+        (SHARDS, {"is_directory": True, "files": {"model.safetensors.index.json": b""}}, "duplicate file name"),
     ],
 )
 def test_layout_that_cannot_be_written_is_refused(
@@ -232,78 +262,6 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "d").stat().st_mode) == 0o750
 
 
-def test_model_files_are_carried_and_weights_and_records_are_not(tmp_path: Path) -> None:
-    source = sharded(tmp_path / "in", {"m.safetensors": OLD}).parent
-    carried = ["config.json", "generation_config.json", "LICENSE", "merges.txt", "spiece.model", "tokenizer.json"]
-    left = [
-        "README.md",
-        "optimizer.pt",
-        "pytorch_model.bin",
-        "pytorch_model.bin.index.json",
-        "trainer_state.json",
-        ".x.json",
-    ]
-    for name in (*carried, *left):
-        (source / name).write_text(name)
-    (source / "sub.json").mkdir()
-    assert sorted(carried_files(source)) == sorted(carried)
-    with _directory(tmp_path / "out", carry=source) as writer:
-        writer.commit()
-    assert sorted(writer.carried) == sorted(carried)
-    assert sorted(os.listdir(tmp_path / "out")) == sorted([*carried, *writer.shards, "model.safetensors.index.json"])
-    assert (tmp_path / "out" / "LICENSE").read_text() == "LICENSE"
-
-
-def test_missing_space_is_told_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10))
-    text = _refused(CheckpointWriter(tmp_path / "m.safetensors", LAYOUT))
-    assert "not enough disk space: found 10 bytes free, expected" in text
-
-
-def _disk_full(tmp_path: Path) -> OutputError:
-    target = floats(tmp_path / "m.safetensors", {"old": [1.0]})
-    before = target.read_bytes()
-    layout = [("x", [("w", dtypes.BOOL, (4 << 20,))])]
-    with pytest.raises(OutputError) as caught, CheckpointWriter(target, layout, overwrite=True):
-        pass
-    assert "\n" not in str(caught.value)
-    assert target.read_bytes() == before
-    assert os.listdir(tmp_path) == ["m.safetensors"]
-    return caught.value
-
-
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk quota exceeded")])
-def test_disk_that_fills_keeps_the_old_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
-) -> None:
-    def full(*_: int) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    assert words in str(_disk_full(tmp_path))
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "x", mount], capture_output=True).returncode
-    ):
-        pytest.skip("no right to mount a tmpfs")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
-def test_really_full_disk_keeps_the_old_output(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "not enough disk space" in str(_disk_full(tiny_disk))
-    # As when the space goes after the check.
-    monkeypatch.setattr("pysoup.checkpoint.writer.check_space", lambda *_: None)
-    assert "disk is full" in str(_disk_full(tiny_disk))
-
-
 def test_filesystem_without_reservation_gets_the_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "not supported")
@@ -319,14 +277,14 @@ import sys, time
 from pysoup import dtypes
 from pysoup.checkpoint import CheckpointWriter
 shards = [(sys.argv[2], [("w", dtypes.BOOL, (1 << 16,))])]
-with CheckpointWriter(sys.argv[1], shards, is_directory=not sys.argv[1].endswith("safetensors")) as writer:
+with CheckpointWriter(sys.argv[1], shards, is_directory=sys.argv[1].endswith("d")) as writer:
     writer.write_bytes("w", bytes(100))
     print("writing", flush=True)
     time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("name", ["m.safetensors", "d"])
+@pytest.mark.parametrize("name", ["m.safetensors", "m.pt", "d"])
 def test_killed_run_leaves_no_output_and_the_next_cleans_up(tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     command = [sys.executable, "-c", textwrap.dedent(CHILD), str(target), "model.safetensors"]
@@ -349,7 +307,6 @@ def test_killed_run_leaves_no_output_and_the_next_cleans_up(tmp_path: Path, name
         assert temporary not in os.listdir(tmp_path)
         writer.commit()
     assert sorted(os.listdir(tmp_path)) == sorted([name, other.name])
-    assert list(open_checkpoint(target)) == ["w"]
 
 
 def test_owner_on_another_machine_is_known_by_its_lock(tmp_path: Path) -> None:

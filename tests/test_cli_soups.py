@@ -98,6 +98,34 @@ def test_results_of_an_earlier_run_are_kept_unless_forced(
     assert main([*command, "--force"]) == 0
 
 
+@pytest.mark.parametrize("command", ["uniform", "greedy"])
+def test_patterns_and_recorded_scores_choose_the_candidates(
+    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "val.json").write_text(json.dumps({"good": {"nll": 2}, "better": {"nll": 1}, "useless": {"nll": 9}}))
+    chosen = ["--top", "2", "--by", "nll", "--lowest"]
+    run = tmp_path / "run"
+    assert main([command, "--task", task, f"{tmp_path}/*.safetensors", "-o", str(run), *chosen]) == 0
+    soup = json.loads((run / "trace.json").read_text())
+    names = soup["ingredients"] if command == "uniform" else [step["ingredient"] for step in soup["trace"]]
+    assert sorted(Path(name).stem for name in names) == ["better", "good"]
+    out = capsys.readouterr().out
+    assert f"note: {tmp_path}/*.safetensors: 3 checkpoints\n" in out
+    assert f"note: 2 of 3 checkpoints by nll in {tmp_path}/val.json, best first\n" in out
+
+
+@pytest.mark.parametrize("command", ["uniform", "greedy"])
+def test_entry_is_taken_of_nested_files(
+    command: str, task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ema = {"weight": torch.randn(3, 8)}
+    for number in range(2):
+        torch.save({"model": {"weight": torch.zeros(3, 8)}, "ema": ema, "epoch": number}, tmp_path / f"{number}.pt")
+    run = tmp_path / "run"
+    assert main([command, "--task", task, f"{tmp_path}/*.pt", "-o", str(run), "--entry", "ema"]) == 0
+    assert torch.equal(load_file(run / "soup.safetensors")["weight"], ema["weight"])
+
+
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [

@@ -205,6 +205,22 @@ class TestOverlap:
         self.refused([ones(x=(6,), y=(6,))] * 2, {"x": base[:6], "y": base[4:]})
         self.refused([ones(x=(6,), y=(6,))] * 2, {"x": base[4:], "y": base[:6]})
 
+    @pytest.mark.parametrize(
+        ("source", "target", "written", "read"),
+        [(0, 8, "a", "c"), (0, 3, "a", "a"), (8, 0, "c", "a"), (0, 10, "a", "c")],
+    )
+    def test_overlap_is_named_where_tensors_lie_side_by_side(
+        self, source: int, target: int, written: str, read: str
+    ) -> None:
+        """Neighbours in memory are summed as one run; the error still says which of them it was."""
+        memory = torch.arange(40.0)
+
+        def views(start: int) -> dict[str, Tensor]:
+            return {n: memory[start + a : start + b] for n, a, b in (("a", 0, 6), ("b", 6, 6), ("c", 6, 11))}
+
+        with pytest.raises(IncompatibleError, match=f"tensor '{written}': out overlaps.*shared with '{read}'"):
+            average_state_dicts([ones(a=(6,), b=(0,), c=(5,)), views(source)], out=views(target))
+
     def test_output_of_another_type_over_an_input_is_refused(self) -> None:
         x = torch.arange(8.0)
         self.refused([{"x": x}, ones(x=(8,))], {"x": x.view(torch.bfloat16)[:8]})

@@ -111,14 +111,32 @@ static void accumulate_any(uint8_t type, typename L::Scalar* acc, const char* co
 static inline float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 static inline double fused_multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
 
-// Elements whose plain sum is not finite, once more with weights scaled down and the result scaled back (the contract
-// in kernels.h). Rare, hence scalar.
+// The least magnitude that is no finite number in dst any more: half a unit above the largest one, as a tie goes to the
+// even neighbour, which is infinity. Infinity for the accumulator's own type, and for e4m3, which saturates.
 template <class T>
-static void redo_overflows(T* acc, const WeightedSumArgs& args, const T* weights, size_t begin, size_t n) {
+static inline T finite_limit(uint8_t dst_dtype) {
+  if (dst_dtype == kF16) return T(65520);
+  if (dst_dtype == kBF16) return T(0x1.FFp127);
+  if (dst_dtype == kF8E5M2) return T(61440);
+  if constexpr (sizeof(T) == 8) {
+    if (dst_dtype == kF32) return T(0x1.FFFFFFp127);
+  }
+  return static_cast<T>(__builtin_inf());
+}
+
+// Elements whose plain sum is not finite, once more with weights scaled down and the result scaled back (the contract
+// in kernels.h). Rare, hence scalar. Returns whether all are below the limit now.
+template <class T>
+static bool redo_overflows(T* acc, const WeightedSumArgs& args, const T* weights, T limit, size_t begin, size_t n) {
   const T down = sizeof(T) == 4 ? T(0x1p-16) : T(0x1p-64);
   const T up = sizeof(T) == 4 ? T(0x1p16) : T(0x1p64);
+  bool below = true;
   for (size_t i = 0; i < n; ++i) {
-    if (acc[i] - acc[i] == T(0)) continue;
+    if (acc[i] < limit && acc[i] > -limit) continue;
+    if (acc[i] - acc[i] == T(0)) {
+      below = false;
+      continue;
+    }
     T sum = 0;
     for (size_t k = 0; k < args.count; ++k) {
       const char* p = static_cast<const char*>(args.sources[k]);
@@ -127,7 +145,9 @@ static void redo_overflows(T* acc, const WeightedSumArgs& args, const T* weights
       sum = k == 0 ? weight * x : fused_multiply_add(weight, x, sum);
     }
     acc[i] = (sum / static_cast<T>(args.divisor)) * up;
+    below &= acc[i] < limit && acc[i] > -limit;
   }
+  return below;
 }
 
 // Division by a power of two and multiplication by its inverse are the same correctly rounded number.
@@ -135,19 +155,21 @@ static inline bool is_power_of_two(double d) {
   return d >= 1.0 && d <= 0x1p60 && (bit_cast<uint64_t>(d) & 0x000FFFFFFFFFFFFFull) == 0;
 }
 
+// Returns whether all magnitudes are below the limit afterwards.
 template <class L>
-static bool divide(typename L::Scalar* acc, size_t padded, double divisor) {
+static bool divide(typename L::Scalar* acc, size_t padded, double divisor, typename L::Scalar limit) {
   using T = typename L::Scalar;
-  bool finite = true;
+  bool below = true;
+  typename L::V most = L::broadcast(limit);
   bool by_inverse = is_power_of_two(divisor);
   typename L::V d = L::broadcast(static_cast<T>(by_inverse ? 1.0 / divisor : divisor));
   for (size_t i = 0; i < padded; i += L::kWidth) {
     typename L::V a = L::load(acc + i);
     a = by_inverse ? L::mul(a, d) : L::div(a, d);
-    finite &= L::all_finite(a);
+    below &= L::all_below(a, most);
     L::store(acc + i, a);
   }
-  return finite;
+  return below;
 }
 
 template <class L, uint8_t kType>
@@ -204,7 +226,7 @@ static void accumulate_block(typename L::Scalar* acc, const WeightedSumArgs& arg
 }
 
 template <class L>
-static void weighted_sum_lanes(const WeightedSumArgs& args, const typename L::Scalar* weights) {
+static bool weighted_sum_lanes(const WeightedSumArgs& args, const typename L::Scalar* weights) {
   using T = typename L::Scalar;
   alignas(64) T acc[kBlock];
   alignas(64) char out[kBlock * 8];
@@ -212,13 +234,17 @@ static void weighted_sum_lanes(const WeightedSumArgs& args, const typename L::Sc
   char* dst = static_cast<char*>(args.dst);
   size_t misaligned = reinterpret_cast<uintptr_t>(dst) % 64;
   bool stream = args.stream && misaligned % size == 0;
+  const T limit = finite_limit<T>(args.dst_dtype);
+  bool below = true;
   // With streaming, a short first block brings dst to a cache line; every later block then starts on one.
   size_t n = stream && misaligned != 0 ? (64 - misaligned) / size : kBlock;
   for (size_t begin = 0; begin < args.n; begin += n, n = kBlock) {
     if (n > args.n - begin) n = args.n - begin;
     accumulate_block<L>(acc, args, weights, begin, n);
     size_t padded = (n + strip_size<L>() - 1) / strip_size<L>() * strip_size<L>();
-    if (!divide<L>(acc, padded, args.divisor)) redo_overflows<T>(acc, args, weights, begin, n);
+    if (!divide<L>(acc, padded, args.divisor, limit)) {
+      below &= redo_overflows<T>(acc, args, weights, limit, begin, n);
+    }
     char* target = dst + begin * size;
     if (stream && reinterpret_cast<uintptr_t>(target) % 64 == 0) {
       store_any<L>(args.dst_dtype, out, acc, n);
@@ -228,12 +254,10 @@ static void weighted_sum_lanes(const WeightedSumArgs& args, const typename L::Sc
     }
   }
   if (stream) stream_fence();
+  return !below;
 }
 
-static void weighted_sum(const WeightedSumArgs& args) {
-  if (args.accumulator == kAccF32) {
-    weighted_sum_lanes<LanesF32>(args, args.weights_f32);
-  } else {
-    weighted_sum_lanes<LanesF64>(args, args.weights_f64);
-  }
+static bool weighted_sum(const WeightedSumArgs& args) {
+  if (args.accumulator == kAccF32) return weighted_sum_lanes<LanesF32>(args, args.weights_f32);
+  return weighted_sum_lanes<LanesF64>(args, args.weights_f64);
 }

@@ -13,10 +13,9 @@ struct LanesF32 {
   static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
   static V div(V a, V b) { return _mm256_div_ps(a, b); }
   static V fma(V w, V x, V acc) { return _mm256_fmadd_ps(w, x, acc); }
-  static bool all_finite(V a) {
+  static bool all_below(V a, V limit) {
     __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
-    __m256 infinity = _mm256_castsi256_ps(_mm256_set1_epi32(0x7F800000));
-    return _mm256_movemask_ps(_mm256_cmp_ps(magnitude, infinity, _CMP_NLT_UQ)) == 0;
+    return _mm256_movemask_ps(_mm256_cmp_ps(magnitude, limit, _CMP_NLT_UQ)) == 0;
   }
 
   template <uint8_t kType>
@@ -52,10 +51,9 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   static V div(V a, V b) { return _mm256_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm256_fmadd_pd(w, x, acc); }
-  static bool all_finite(V a) {
+  static bool all_below(V a, V limit) {
     __m256d magnitude = _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);
-    __m256d infinity = _mm256_castsi256_pd(_mm256_set1_epi64x(0x7FF0000000000000ll));
-    return _mm256_movemask_pd(_mm256_cmp_pd(magnitude, infinity, _CMP_NLT_UQ)) == 0;
+    return _mm256_movemask_pd(_mm256_cmp_pd(magnitude, limit, _CMP_NLT_UQ)) == 0;
   }
 
   template <uint8_t kType>

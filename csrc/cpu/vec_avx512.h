@@ -2,8 +2,6 @@
 // Lanes for AVX-512 (F, BW, VL, DQ). Included inside an unnamed namespace by kernels_avx512.cpp, after vec_x86.h.
 #pragma once
 
-constexpr int kNotFinite = 0x99;  // fpclass: quiet NaN, +inf, -inf, signalling NaN
-
 struct LanesF32 {
   using Scalar = float;
   using V = __m512;
@@ -15,7 +13,7 @@ struct LanesF32 {
   static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
   static V div(V a, V b) { return _mm512_div_ps(a, b); }
   static V fma(V w, V x, V acc) { return _mm512_fmadd_ps(w, x, acc); }
-  static bool all_finite(V a) { return _mm512_fpclass_ps_mask(a, kNotFinite) == 0; }
+  static bool all_below(V a, V limit) { return _mm512_cmp_ps_mask(_mm512_abs_ps(a), limit, _CMP_NLT_UQ) == 0; }
 
   template <uint8_t kType>
   static V load_as(const char* p) {
@@ -56,7 +54,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   static V div(V a, V b) { return _mm512_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm512_fmadd_pd(w, x, acc); }
-  static bool all_finite(V a) { return _mm512_fpclass_pd_mask(a, kNotFinite) == 0; }
+  static bool all_below(V a, V limit) { return _mm512_cmp_pd_mask(_mm512_abs_pd(a), limit, _CMP_NLT_UQ) == 0; }
 
   template <uint8_t kType>
   static V load_as(const char* p) {

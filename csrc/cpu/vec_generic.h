@@ -39,10 +39,10 @@ struct GenericLanes {
     }
     return acc;
   }
-  static bool all_finite(V a) {
-    T probe = 0;  // x * 0 is NaN for infinities and NaN, and a NaN stays in the sum
-    for (size_t i = 0; i < kWidth; ++i) probe += a.v[i] * T(0);
-    return probe == probe;
+  static bool all_below(V a, V limit) {
+    int below = 1;  // without branches, for the compiler's vectoriser
+    for (size_t i = 0; i < kWidth; ++i) below &= (a.v[i] < limit.v[i]) & (a.v[i] > -limit.v[i]);
+    return below != 0;
   }
 
   template <uint8_t kType>

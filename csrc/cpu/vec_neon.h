@@ -33,9 +33,7 @@ struct LanesF32 {
   static V mul(V a, V b) { return vmulq_f32(a, b); }
   static V div(V a, V b) { return vdivq_f32(a, b); }
   static V fma(V w, V x, V acc) { return vfmaq_f32(acc, w, x); }
-  static bool all_finite(V a) {
-    return vminvq_u32(vcltq_f32(vabsq_f32(a), vreinterpretq_f32_u32(vdupq_n_u32(0x7F800000u)))) != 0;
-  }
+  static bool all_below(V a, V limit) { return vminvq_u32(vcltq_f32(vabsq_f32(a), limit)) != 0; }
 
   template <uint8_t kType>
   static V load_as(const char* p) {
@@ -66,9 +64,9 @@ struct LanesF64 {
   static V mul(V a, V b) { return vmulq_f64(a, b); }
   static V div(V a, V b) { return vdivq_f64(a, b); }
   static V fma(V w, V x, V acc) { return vfmaq_f64(acc, w, x); }
-  static bool all_finite(V a) {
-    uint64x2_t finite = vcltq_f64(vabsq_f64(a), vreinterpretq_f64_u64(vdupq_n_u64(0x7FF0000000000000ull)));
-    return (vgetq_lane_u64(finite, 0) & vgetq_lane_u64(finite, 1)) != 0;
+  static bool all_below(V a, V limit) {
+    uint64x2_t below = vcltq_f64(vabsq_f64(a), limit);
+    return (vgetq_lane_u64(below, 0) & vgetq_lane_u64(below, 1)) != 0;
   }
 
   template <uint8_t kType>

@@ -2,55 +2,9 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <chrono>
-#include <condition_variable>
-#include <cstdlib>
-#include <cstring>
-#include <exception>
-#include <memory>
-#include <mutex>
-#include <system_error>
-#include <thread>
-
-#include "../errors.h"
-#include "../float_environment.h"
-#include "positional.h"
 
 namespace soup {
 namespace {
-
-// Chunks start at multiples of this many elements, so that aligned destinations stay aligned.
-constexpr std::uint64_t kGranule = 64;
-// Bytes moved per chunk in memory: far above the cost of fetching a chunk number, far below what delays a Ctrl-C.
-constexpr std::uint64_t kMemoryChunk = 2u << 20;
-// Below this a run stays on the calling thread: starting a thread costs more.
-constexpr std::uint64_t kInlineBytes = 1u << 20;
-// Destinations of this size will not be read again from the cache: they are written past it.
-constexpr std::uint64_t kStreamBytes = 4u << 20;
-constexpr auto kTickInterval = std::chrono::milliseconds(50);
-
-std::size_t align_up(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-struct SegmentCost {
-  std::uint64_t moved = 0;   // bytes per element, read and written
-  std::size_t buffered = 0;  // bytes per element that pass through a buffer
-  std::size_t buffers = 0;   // number of those buffers
-};
-
-SegmentCost cost_of(const Plan& plan, const Segment& segment) {
-  SegmentCost cost;
-  auto add = [&cost](const Place& place) {
-    std::size_t size = item_size(place.dtype);
-    cost.moved += size;
-    if (place.fd >= 0) {
-      cost.buffered += size;
-      ++cost.buffers;
-    }
-  };
-  for (std::size_t k = 0; k < segment.count; ++k) add(plan.sources[segment.first_source + k]);
-  add(segment.dst);
-  return cost;
-}
 
 bool continues(const Place& before, std::uint64_t n, const Place& after) {
   return before.fd == after.fd && before.dtype == after.dtype && before.at + n * item_size(before.dtype) == after.at;
@@ -67,197 +21,47 @@ bool continues(const Plan& plan, const Segment& before, const Segment& after) {
   return same;
 }
 
-class Run {
- public:
-  Run(const Plan& plan, const KernelTable& kernels, const RunOptions& options)
-      : plan_(plan), kernels_(kernels), buffer_bytes_(options.buffer_bytes) {
-    std::uint64_t chunks = 0;
-    for (const Segment& segment : plan.segments) {
-      SegmentCost cost = cost_of(plan, segment);
-      std::uint64_t elements =
-          cost.buffers > 0 ? buffered_chunk(cost) : kMemoryChunk / std::max<std::uint64_t>(cost.moved, 1);
-      elements = std::max(elements / kGranule * kGranule, kGranule);
-      needs_buffer_ |= cost.buffers > 0;
-      bytes_ += cost.moved * segment.n;
-      written_in_memory_ += segment.dst.fd < 0 ? segment.n * item_size(segment.dst.dtype) : 0;
-      max_sources_ = std::max(max_sources_, segment.count);
-      first_chunk_.push_back(chunks);
-      chunk_elements_.push_back(elements);
-      chunks += (segment.n + elements - 1) / elements;
-    }
-    chunks_ = chunks;
-    int wanted = bytes_ < kInlineBytes ? 1 : options.threads;
-    threads_ = static_cast<int>(std::max<std::uint64_t>(1, std::min<std::uint64_t>(wanted, chunks)));
-  }
-
-  bool execute(const Tick& tick) {
-    bool helpers_only = needs_buffer_ && bytes_ >= kInlineBytes;  // a blocked read must not block Ctrl-C
-    std::vector<std::thread> workers;
-    int spawned = helpers_only ? threads_ : threads_ - 1;
-    workers.reserve(static_cast<std::size_t>(spawned));  // growing could throw while threads run
-    for (int t = 0; t < spawned; ++t) {
-      active_.fetch_add(1);
-      try {
-        workers.emplace_back([this] { work(nullptr); });
-      } catch (const std::system_error&) {  // no more threads to be had: go on with those that run
-        active_.fetch_sub(1);
-        break;
-      }
-    }
-    if (workers.empty() || !helpers_only) {
-      active_.fetch_add(1);
-      work(&tick);
-    }
-    wait(tick);
-    for (std::thread& worker : workers) worker.join();
-    if (error_) std::rethrow_exception(error_);
-    if (!stopped_.load()) tick(done_.load());
-    return !stopped_.load();
-  }
-
- private:
-  std::uint64_t buffered_chunk(const SegmentCost& cost) const {
-    std::size_t room = buffer_bytes_ > cost.buffers * 64 ? buffer_bytes_ - cost.buffers * 64 : 0;
-    std::uint64_t elements = room / cost.buffered;
-    if (elements < kGranule) throw Error(ErrorKind::kInvalid, "the buffer is too small for one chunk of every source");
-    return elements;
-  }
-
-  // Fetches chunks until none is left. With a tick (on the calling thread only) it also reports about every 50 ms.
-  void work(const Tick* tick) {
-    try {
-      FloatEnvironment environment;
-      std::unique_ptr<char, decltype(&std::free)> buffer(nullptr, &std::free);
-      if (needs_buffer_) {
-        buffer.reset(static_cast<char*>(std::aligned_alloc(64, align_up(buffer_bytes_))));
-        if (!buffer) throw Error(ErrorKind::kMemory, "no memory for the buffers");
-      }
-      std::vector<const void*> pointers(max_sources_);
-      std::vector<std::uint8_t> dtypes(max_sources_);
-      auto last_tick = std::chrono::steady_clock::now();
-      while (!stopped_.load(std::memory_order_relaxed)) {
-        std::uint64_t chunk = next_.fetch_add(1);
-        if (chunk >= chunks_) break;
-        process(chunk, buffer.get(), pointers, dtypes);
-        if (tick == nullptr) continue;
-        auto now = std::chrono::steady_clock::now();
-        if (now - last_tick < kTickInterval) continue;
-        last_tick = now;
-        if (!(*tick)(done_.load())) stopped_.store(true);
-      }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      if (!error_) error_ = std::current_exception();
-      stopped_.store(true);
-    }
-    std::lock_guard<std::mutex> lock(mutex_);
-    active_.fetch_sub(1);
-    finished_.notify_all();
-  }
-
-  void wait(const Tick& tick) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (active_.load() > 0) {
-      if (finished_.wait_for(lock, kTickInterval, [this] { return active_.load() == 0; })) break;
-      lock.unlock();
-      if (!stopped_.load() && !tick(done_.load())) stopped_.store(true);
-      lock.lock();
-    }
-  }
-
-  void process(std::uint64_t chunk, char* buffer, std::vector<const void*>& pointers,
-               std::vector<std::uint8_t>& dtypes) {
-    auto after = std::upper_bound(first_chunk_.begin(), first_chunk_.end(), chunk);
-    std::size_t index = static_cast<std::size_t>(after - first_chunk_.begin()) - 1;
-    const Segment& segment = plan_.segments[index];
-    std::uint64_t begin = (chunk - first_chunk_[index]) * chunk_elements_[index];
-    std::uint64_t n = std::min(chunk_elements_[index], segment.n - begin);
-    char* free_buffer = buffer;
-    std::uint64_t moved = 0;
-    for (std::size_t k = 0; k < segment.count; ++k) {
-      const Place& source = plan_.sources[segment.first_source + k];
-      std::size_t size = item_size(source.dtype);
-      moved += n * size;
-      dtypes[k] = source.dtype;
-      if (source.fd < 0) {
-        pointers[k] = reinterpret_cast<const char*>(source.at) + begin * size;
-        continue;
-      }
-      read_at(source.fd, free_buffer, n * size, source.at + begin * size);
-      pointers[k] = free_buffer;
-      free_buffer += align_up(n * size);
-    }
-    std::size_t size = item_size(segment.dst.dtype);
-    bool to_file = segment.dst.fd >= 0;
-    char* dst = to_file ? free_buffer : reinterpret_cast<char*>(segment.dst.at) + begin * size;
-    compute(segment, pointers.data(), dtypes.data(), n, dst);
-    if (to_file) write_at(segment.dst.fd, dst, n * size, segment.dst.at + begin * size);
-    done_.fetch_add(moved + n * size, std::memory_order_relaxed);
-  }
-
-  void compute(const Segment& segment, const void* const* pointers, const std::uint8_t* dtypes, std::uint64_t n,
-               char* dst) const {
-    if (segment.dst.dtype == kRaw) {
-      std::memmove(dst, pointers[0], n);
-      return;
-    }
-    WeightedSumArgs args;
-    args.sources = pointers;
-    args.dtypes = dtypes;
-    args.weights_f64 = plan_.weights.data() + segment.first_source;
-    args.weights_f32 = plan_.weights_f32.data() + segment.first_source;
-    args.count = segment.count;
-    args.n = n;
-    args.divisor = segment.divisor;
-    args.dst = dst;
-    args.dst_dtype = segment.dst.dtype;
-    args.accumulator = segment.accumulator;
-    args.stream = segment.dst.fd < 0 && written_in_memory_ >= kStreamBytes;
-    kernels_.weighted_sum(args);
-  }
-
-  const Plan& plan_;
-  const KernelTable& kernels_;
-  const std::size_t buffer_bytes_;
-  std::vector<std::uint64_t> first_chunk_;
-  std::vector<std::uint64_t> chunk_elements_;
-  std::uint64_t chunks_ = 0;
-  std::uint64_t bytes_ = 0;
-  std::uint64_t written_in_memory_ = 0;
-  std::size_t max_sources_ = 0;
-  bool needs_buffer_ = false;
-  int threads_ = 1;
-
-  std::atomic<std::uint64_t> next_{0};
-  std::atomic<std::uint64_t> done_{0};
-  std::atomic<bool> stopped_{false};
-  std::atomic<int> active_{0};
-  std::mutex mutex_;
-  std::condition_variable finished_;
-  std::exception_ptr error_;
-};
-
 }  // namespace
+
+RowRange rows_of(const Plan& plan, std::size_t segment) {
+  bool last = segment + 1 == plan.segments.size();
+  return {plan.segments[segment].first_row, last ? plan.row_ends.size() : plan.segments[segment + 1].first_row};
+}
+
+std::uint64_t row_start(const Plan& plan, RowRange rows, std::size_t row) {
+  return row == rows.begin ? 0 : plan.row_ends[row - 1];
+}
+
+std::size_t row_at(const Plan& plan, RowRange rows, std::uint64_t element) {
+  auto begin = plan.row_ends.begin();
+  auto after = std::upper_bound(begin + static_cast<std::ptrdiff_t>(rows.begin),
+                                begin + static_cast<std::ptrdiff_t>(rows.end), element);
+  return static_cast<std::size_t>(after - begin);
+}
 
 void append_segment(Plan& plan, Segment segment) {
   segment.first_source = plan.sources.size() - segment.count;
   if (!plan.segments.empty() && continues(plan, plan.segments.back(), segment)) {
     plan.segments.back().n += segment.n;
+    plan.row_ends.push_back(plan.segments.back().n);
     plan.sources.resize(segment.first_source);
     plan.weights.resize(segment.first_source);
     plan.weights_f32.resize(segment.first_source);
     return;
   }
+  segment.first_row = plan.row_ends.size();
+  plan.row_ends.push_back(segment.n);
   plan.segments.push_back(segment);
 }
 
 std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan) {
   struct Range {
     std::uint64_t begin, end;
-    std::size_t segment;
+    std::size_t segment, item;
   };
   auto range_of = [](const Place& place, std::uint64_t n, std::size_t segment) {
-    return Range{place.at, place.at + n * item_size(place.dtype), segment};
+    std::size_t item = item_size(place.dtype);
+    return Range{place.at, place.at + n * item, segment, item};
   };
   std::vector<Range> written;
   for (std::size_t s = 0; s < plan.segments.size(); ++s) {
@@ -265,11 +69,18 @@ std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan) {
     if (segment.dst.fd < 0 && segment.n > 0) written.push_back(range_of(segment.dst, segment.n, s));
   }
   std::sort(written.begin(), written.end(), [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  auto pair = [](std::size_t a, std::size_t b) {
-    return std::pair<std::int64_t, std::int64_t>(static_cast<std::int64_t>(a), static_cast<std::int64_t>(b));
+  // The rows that hold the first byte that two ranges share. Two merged segments overlap exactly where all their rows
+  // do, so where they overlap otherwise these rows do, too.
+  auto rows = [&plan](const Range& a, const Range& b) {
+    std::uint64_t shared = std::max(a.begin, b.begin);
+    auto row = [&](const Range& range) {
+      std::uint64_t element = (shared - range.begin) / range.item;
+      return static_cast<std::int64_t>(row_at(plan, rows_of(plan, range.segment), element));
+    };
+    return std::pair<std::int64_t, std::int64_t>(row(a), row(b));
   };
   for (std::size_t i = 1; i < written.size(); ++i) {
-    if (written[i].begin < written[i - 1].end) return pair(written[i - 1].segment, written[i].segment);
+    if (written[i].begin < written[i - 1].end) return rows(written[i - 1], written[i]);
   }
   for (std::size_t s = 0; s < plan.segments.size(); ++s) {
     const Segment& segment = plan.segments[s];
@@ -282,10 +93,25 @@ std::pair<std::int64_t, std::int64_t> find_overlap(const Plan& plan) {
                                   [](std::uint64_t begin, const Range& range) { return begin < range.end; });
       if (hit == written.end() || hit->begin >= read.end) continue;
       bool exact = hit->segment == s && hit->begin == read.begin && hit->end == read.end;
-      if (!exact) return pair(hit->segment, s);
+      if (!exact) return rows(*hit, read);
     }
   }
   return {-1, -1};
+}
+
+SegmentCost cost_of(const Plan& plan, const Segment& segment) {
+  SegmentCost cost;
+  auto add = [&cost](const Place& place) {
+    std::size_t size = item_size(place.dtype);
+    cost.moved += size;
+    if (place.fd >= 0) {
+      cost.buffered += size;
+      ++cost.buffers;
+    }
+  };
+  for (std::size_t k = 0; k < segment.count; ++k) add(plan.sources[segment.first_source + k]);
+  add(segment.dst);
+  return cost;
 }
 
 std::uint64_t plan_bytes(const Plan& plan) {
@@ -301,11 +127,6 @@ std::size_t plan_minimum_buffer(const Plan& plan) {
     if (cost.buffers > 0) bytes = std::max(bytes, cost.buffered * kGranule + cost.buffers * 64);
   }
   return bytes;
-}
-
-bool run_plan(const Plan& plan, const KernelTable& kernels, const RunOptions& options, const Tick& tick) {
-  if (plan.segments.empty()) return true;
-  return Run(plan, kernels, options).execute(tick);
 }
 
 }  // namespace soup

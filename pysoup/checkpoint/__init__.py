@@ -9,6 +9,8 @@ from __future__ import annotations
 from .agree import (
     DTypeDifference,
     agreement,
+    align_names,
+    align_names_to,
     dtype_differences,
     duplicate_inputs,
     refuse_scaled_f8,
@@ -27,6 +29,8 @@ __all__ = [
     "DTypeDifference",
     "TensorEntry",
     "agreement",
+    "align_names",
+    "align_names_to",
     "dtype_differences",
     "duplicate_inputs",
     "natural_key",

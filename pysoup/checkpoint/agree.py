@@ -13,14 +13,15 @@ from typing import Literal, NamedTuple
 
 from ..dtypes import DType
 from ..errors import CheckpointError, IncompatibleError
-from .checkpoint import Checkpoint
+from ..prefixes import Unwrapped, described, matched
+from .checkpoint import Checkpoint, TensorEntry
+from .contents import Strided
 from .reading import open_file, read_exactly
 from .strict_json import clip
 
 Keys = Literal["same", "intersection", "union"]
 
 _SHOWN = 5
-_PREFIXES = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
 _PROBE_BYTES = 64
 _PROBES = 1024
 _FIRST_PROBES = 8
@@ -40,6 +41,33 @@ def require_same(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> list
     IncompatibleError where names differ (``keys="same"``), where no name is left, or where a shape differs.
     """
     return agreement(checkpoints, keys)[0]
+
+
+def align_names(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+    """Checkpoints whose names differ from the first's by wrappers alone take its names; and a note for each of them.
+
+    See :mod:`pysoup.prefixes`. Where all have the same wrappers, the names stay, and one note says so.
+    """
+    if not checkpoints:
+        return [], []
+    reference = [*checkpoints[0], *checkpoints[0].aliases]
+    aligned, notes = align_names_to(reference, checkpoints[1:], "the first input")
+    if wrappers := Unwrapped(reference).wrappers:
+        notes.append(f"tensor names keep {described(wrappers)} as in the first input")
+    return [checkpoints[0], *aligned], notes
+
+
+def align_names_to(
+    reference: Sequence[str], checkpoints: Sequence[Checkpoint], whose: str
+) -> tuple[list[Checkpoint], list[str]]:
+    """Checkpoints whose names differ from ``reference`` by wrappers alone take these; and a note for each of them."""
+    aligned, notes = [], []
+    for checkpoint in checkpoints:
+        match = matched([*checkpoint, *checkpoint.aliases], reference)
+        aligned.append(checkpoint if match is None else checkpoint.renamed(match[0]))
+        if match is not None:
+            notes.append(f"{checkpoint.path} {match[1]} in its tensor names: matched to those of {whose}")
+    return aligned, notes
 
 
 def dtype_differences(checkpoints: Sequence[Checkpoint], names: Iterable[str]) -> list[DTypeDifference]:
@@ -154,12 +182,9 @@ def _difference(checkpoints: Sequence[Checkpoint], logical: Sequence[dict[str, N
 
 
 def _prefix_hint(reference: dict[str, None], names: dict[str, None]) -> str | None:
-    """What to say where one prefix is the whole difference."""
-    for prefix, origin in _PREFIXES.items():
-        for more, fewer, verb in ((names, reference, "has"), (reference, names, "lacks")):
-            if {name.removeprefix(prefix) for name in more} == fewer.keys():
-                return f"{verb} the prefix {prefix!r} ({origin}) in its names; remove it or add it everywhere"
-    return None
+    """What to say where wrappers are the whole difference."""
+    match = matched(list(names), list(reference))
+    return None if match is None else f"{match[1]} in its names"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -208,10 +233,18 @@ def _probes(checkpoint: Checkpoint) -> Iterator[bytes]:
             entry = checkpoint.entry(name)
             if entry.file not in opened:
                 opened[entry.file] = open_file(checkpoint.files[entry.file])
-            buffer = bytearray(min(_PROBE_BYTES, entry.nbytes))
-            offset = entry.offset + (entry.nbytes - len(buffer)) // 2
+            extent = _extent(entry)
+            buffer = bytearray(min(_PROBE_BYTES, extent))
+            offset = entry.offset + (extent - len(buffer)) // 2
             read_exactly(opened[entry.file], memoryview(buffer), offset, checkpoint.files[entry.file], name)
             yield bytes(buffer)
     finally:
         for fd in opened.values():
             os.close(fd)
+
+
+def _extent(entry: TensorEntry) -> int:
+    """Bytes of the file from the entry's offset on that belong to it."""
+    if isinstance(entry.form, Strided):
+        return entry.form.span
+    return entry.nbytes if entry.form is None else entry.form.size

@@ -6,21 +6,22 @@ Nothing stays open. Callers that stream take :meth:`Checkpoint.open_file` and re
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .. import dtypes
 from ..dtypes import DType
 from ..errors import CheckpointError
-from .contents import Contents
+from .contents import Contents, Form
+from .formats import read_contents
 from .index import Source, resolve
 from .reading import FileStamp, open_file, read_exactly
-from .safetensors_file import read_safetensors
 from .strict_json import clip, describe, is_text, parse_strict
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ ALIASES_KEY = "pysoup.aliases"
 
 
 class TensorEntry(NamedTuple):
-    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (absolute, in bytes) of ``Checkpoint.files[file]``."""
+    """Where one tensor lies: ``nbytes`` bytes at ``offset`` (absolute, in bytes) of ``Checkpoint.files[file]``.
+
+    With a ``form`` these bytes are not simply there: ``offset`` is where its first element or its deflate stream is,
+    and :class:`Unpacked` makes plain bytes of it.
+    """
 
     name: str
     dtype: DType
@@ -39,78 +44,98 @@ class TensorEntry(NamedTuple):
     file: int
     offset: int
     nbytes: int
+    form: Form | None = None
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a safetensors file, a ``*.safetensors.index.json``, or a directory that holds either.
+def open_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
+    """Open a weight file (safetensors, torch's, numpy's), an index file, or a directory that holds either.
 
-    Reads headers only and checks them in full. Raises CheckpointError: one line with the file, the tensor, what was
-    found and what was expected.
+    ``entry`` names the state dict to take from a nested file, such as ``"ema"`` or ``"model.state_dict"``. Reads what
+    describes the tensors only, and checks it in full; nothing in a file is ever executed. Raises CheckpointError: one
+    line with the file, the tensor, what was found and what was expected.
     """
     source = resolve(Path(path))
-    return Checkpoint(Path(path), source, [read_safetensors(file) for file in source.files])
+    return Checkpoint(Path(path), source, [read_contents(file, entry) for file in source.files])
 
 
 class Checkpoint:
     """The names, types and places of the tensors of one model; made by :func:`open_checkpoint`.
 
-    Iteration, ``len`` and ``in`` speak of stored tensors, shard by shard in the order of the data. :meth:`entry` and
-    :meth:`tensor` also take the names in ``aliases``. State per tensor is about 100 bytes besides the name.
+    Iteration, ``len`` and ``in`` speak of stored tensors, shard by shard in the order of the file. :meth:`entry` and
+    :meth:`tensor` also take the names in ``aliases``. ``format`` is ``"safetensors"``, ``"torch"``,
+    ``"torch-legacy"`` or ``"npz"``; ``entry_name`` is the nested entry that was taken (``""``: none), and ``dropped``
+    lists what else a file holds. State per tensor is about 100 bytes besides the name.
     """
 
-    def __init__(self, path: Path, source: Source, headers: list[Contents]) -> None:
+    def __init__(self, path: Path, source: Source, contents: list[Contents]) -> None:
         self.path = path
         self.files = source.files
         self.is_directory = source.is_directory
         self.kind: Literal["file", "sharded"] = "sharded" if source.is_directory else "file"
         self.index_file = source.index_file
-        self.metadata = headers[0].metadata
-        self.stamps = tuple(header.stamp for header in headers)
-        self.digests = tuple(header.digest for header in headers)
+        self.format = contents[0].format
+        self.entry_name = contents[0].entry
+        self.dropped = [text for file in contents for text in file.dropped]
+        self.metadata = contents[0].metadata
+        self.stamps = tuple(file.stamp for file in contents)
+        self.digests = tuple(file.digest for file in contents)
         self.aliases: dict[str, str] = {}
         self._index: dict[str, int] = {}
         self._dtypes: array[int] = array("B")
         self._shapes: list[tuple[int, ...]] = []
         self._begins: array[int] = array("Q")
+        self._forms: dict[int, Form] = {}
         self._first_of_file: list[int] = []
-        for header in headers:
-            self._append(header, source)
+        for file in contents:
+            self._append(file)
+        self._take_aliases(contents)
         if source.weight_map is not None:
             _check_index(self, source.index_file or path, source.weight_map)
-        self.aliases = self._read_aliases(headers)
         self.numel = sum(map(math.prod, self._shapes))
         self.total_bytes = sum(
             math.prod(shape) * dtypes.ALL[code].itemsize for shape, code in zip(self._shapes, self._dtypes, strict=True)
         )
 
-    def _append(self, header: Contents, source: Source) -> None:
-        self._first_of_file.append(len(self._index))
+    def renamed(self, names: Mapping[str, str]) -> Checkpoint:
+        """The same checkpoint with other names for some of its tensors; the caller keeps them distinct."""
+        other = copy.copy(self)
+        other._index = {names.get(name, name): position for name, position in self._index.items()}
+        other.aliases = {names.get(a, a): names.get(name, name) for a, name in self.aliases.items()}
+        return other
+
+    def _append(self, contents: Contents) -> None:
         before = len(self._index)
-        for position, name in enumerate(header.names):
+        self._first_of_file.append(before)
+        for position, name in enumerate(contents.names):
             other = self._index.setdefault(name, before + position)
             if other != before + position:
                 what = f"the same tensor is also in shard {self.files[self._file_of(other)].name!r}"
-                raise CheckpointError(what, file=header.path, tensor=clip(name))
-        self._dtypes.extend(header.dtypes)
-        self._shapes.extend(header.shapes)
-        self._begins.extend(header.begins)
+                raise CheckpointError(what, file=contents.path, tensor=clip(name))
+        self._dtypes.extend(contents.dtypes)
+        self._shapes.extend(contents.shapes)
+        self._begins.extend(contents.begins)
+        self._forms.update((before + position, form) for position, form in contents.forms.items())
 
     def _file_of(self, position: int) -> int:
         return bisect_right(self._first_of_file, position) - 1
 
-    def _read_aliases(self, headers: list[Contents]) -> dict[str, str]:
-        aliases: dict[str, str] = {}
-        for header in headers:
-            text = header.metadata.get(ALIASES_KEY)
+    def _take_aliases(self, contents: list[Contents]) -> None:
+        """Names tied by a file itself, and those that pysoup's own metadata tells."""
+        for file in contents:
+            for alias, stored in file.aliases.items():
+                if alias in self or self.aliases.setdefault(alias, stored) != stored:
+                    raise CheckpointError(
+                        "the same tensor is also in another shard", file=file.path, tensor=clip(alias)
+                    )
+            text = file.metadata.get(ALIASES_KEY)
             if text is None:
                 continue
-            for alias, stored in parse_strict(text.encode("utf-8"), header.path, f"metadata {ALIASES_KEY}").items():
-                good = isinstance(stored, str) and is_text(alias) and alias not in self and stored in self
-                if not good or aliases.setdefault(alias, str(stored)) != stored:
+            for alias, value in parse_strict(text.encode("utf-8"), file.path, f"metadata {ALIASES_KEY}").items():
+                good = isinstance(value, str) and is_text(alias) and alias not in self and value in self
+                if not good or self.aliases.setdefault(alias, str(value)) != value:
                     what = f"metadata {ALIASES_KEY} does not fit the tensors"
-                    found, expected = f"{clip(alias)!r} -> {describe(stored)}", "a new name -> a stored tensor"
-                    raise CheckpointError(what, file=header.path, found=found, expected=expected)
-        return aliases
+                    found, expected = f"{clip(alias)!r} -> {describe(value)}", "a new name -> a stored tensor"
+                    raise CheckpointError(what, file=file.path, found=found, expected=expected)
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, tensors={len(self)}, bytes={self.total_bytes})"
@@ -124,6 +149,11 @@ class Checkpoint:
     def __contains__(self, name: object) -> bool:
         return name in self._index
 
+    @property
+    def has_forms(self) -> bool:
+        """Whether some tensors are not plain bytes in their files."""
+        return bool(self._forms)
+
     def entry(self, name: str) -> TensorEntry:
         """Type, shape and byte range of tensor ``name`` (an alias gives that of its stored tensor)."""
         stored = self.aliases.get(name, name)
@@ -132,7 +162,8 @@ class Checkpoint:
             raise CheckpointError("no such tensor", file=self.path, tensor=clip(name))
         dtype, shape = dtypes.ALL[self._dtypes[position]], self._shapes[position]
         nbytes = math.prod(shape) * dtype.itemsize
-        return TensorEntry(stored, dtype, shape, self._file_of(position), self._begins[position], nbytes)
+        form = self._forms.get(position) if self._forms else None
+        return TensorEntry(stored, dtype, shape, self._file_of(position), self._begins[position], nbytes, form)
 
     def tensor(self, name: str) -> torch.Tensor:
         """Tensor ``name``, read into memory of its own. Raises CheckpointError, also if the file ends early."""
@@ -166,7 +197,15 @@ class Checkpoint:
         if not entry.nbytes:
             return torch.empty(entry.shape, dtype=dtype)
         buffer = bytearray(entry.nbytes)
-        read_exactly(fd, memoryview(buffer), entry.offset, self.files[entry.file], entry.name)
+        file = self.files[entry.file]
+        if entry.form is None:
+            read_exactly(fd, memoryview(buffer), entry.offset, file, entry.name)
+        else:
+            from .unpack import Unpacked
+
+            with Unpacked() as unpacked:
+                offset, plain = unpacked.place(fd, entry, file)
+                read_exactly(plain, memoryview(buffer), offset, file, entry.name)
         return torch.frombuffer(buffer, dtype=dtype).reshape(entry.shape)
 
     def open_file(self, file: int) -> int:
@@ -191,7 +230,7 @@ class Checkpoint:
 def _check_index(checkpoint: Checkpoint, index: Path, weight_map: dict[str, str]) -> None:
     """Index and shards must name the same tensors in the same places."""
     for name, shard in weight_map.items():
-        if name not in checkpoint:
+        if name not in checkpoint and name not in checkpoint.aliases:
             raise CheckpointError(f"listed in the index, but not in shard {shard!r}", file=index, tensor=clip(name))
         found = checkpoint.files[checkpoint.entry(name).file].name
         if found != shard:

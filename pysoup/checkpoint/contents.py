@@ -25,12 +25,14 @@ class Deflated(NamedTuple):
     """A tensor in a deflate stream (RFC 1951) of ``size`` bytes, after ``skip`` bytes of other output.
 
     The stream must give exactly ``skip`` bytes and the tensor's. ``strides``, in elements, where these are not in
-    C order.
+    C order; they are then the bytes from the first element to the end of the last. ``crc`` is the CRC-32 of the whole
+    output, if known.
     """
 
     size: int
     skip: int
     strides: tuple[int, ...] | None = None
+    crc: int | None = None
 
 
 Form: TypeAlias = Strided | Deflated

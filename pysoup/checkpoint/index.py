@@ -1,4 +1,4 @@
-"""From a path to the safetensors files behind it: a file, an index file, or a Hugging Face directory.
+"""From a path to the files behind it: a file, an index file, or a directory of one model (Hugging Face's layout).
 
 Shard names in an index must be plain file names: an index can never point outside its own directory by name. Files
 that are symbolic links are followed, because the Hugging Face cache consists of them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +17,23 @@ from .reading import open_file, read_exactly, reason
 from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
 
 SUFFIX = ".safetensors"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
+SUFFIXES = (SUFFIX, *TORCH_SUFFIXES, ".npz")
+"""Of weight files that can be read."""
 INDEX_SUFFIX = ".safetensors.index.json"
-FOREIGN_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".npz", ".gguf", ".msgpack", ".onnx")
+INDEX_SUFFIXES = (INDEX_SUFFIX, ".bin.index.json")
+FOREIGN_SUFFIXES = (".pkl", ".h5", ".gguf", ".msgpack", ".onnx")
 """Weights in formats that this layer does not read."""
 LONGEST_NAME = 255
 """Bytes in a file name, on every Linux filesystem of note."""
+
+PREFERRED = (f"model{SUFFIX}", "pytorch_model.bin")
+"""The weight files of a directory of one model, where transformers looks for them, in its order."""
+_TRAINING = re.compile(
+    r"((optimizer|scheduler|lr_scheduler|scaler|random_states|rng_state|training_args|training_state|sampler"
+    r"|dl_state_dict)([_.-].*)?|.*_optim_states)\.(pt|pth|bin|ckpt|npz)"
+)
+"""What trainers leave beside the weights."""
 
 
 class Source(NamedTuple):
@@ -37,6 +50,11 @@ def natural_key(name: str) -> list[str | int]:
     return [int(part) if i % 2 else part for i, part in enumerate(re.split("([0-9]+)", name))]
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file of that name can hold the weights of a model: by its suffix, and not a trainer's own state."""
+    return name.endswith(SUFFIXES) and not _TRAINING.fullmatch(name)
+
+
 def resolve(path: Path) -> Source:
     """The files that ``path`` stands for. Raises CheckpointError."""
     try:
@@ -51,10 +69,10 @@ def resolve(path: Path) -> Source:
         raise CheckpointError("broken symbolic link" if broken else "no such file or directory", file=path)
     if path.suffix == ".json":
         return _resolve_index(path)
-    if path.suffix != SUFFIX:
+    if not path.name.endswith(SUFFIXES):
         hint = "convert it to safetensors first" if path.suffix in FOREIGN_SUFFIXES else "not a checkpoint"
         what = f"unsupported suffix, {hint}"
-        expected = f"*{SUFFIX}, *{INDEX_SUFFIX} or a directory"
+        expected = f"one of {', '.join(SUFFIXES)}, *{INDEX_SUFFIX} or a directory"
         raise CheckpointError(what, file=path, found=repr(path.suffix), expected=expected)
     return Source((path,), is_directory=False)
 
@@ -64,19 +82,23 @@ def _resolve_directory(path: Path) -> Source:
         names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=natural_key)
     except OSError as error:
         raise CheckpointError(reason(error), file=path) from None
-    indices = [n for n in names if n.endswith(INDEX_SUFFIX)]
-    if index := _only(path, indices, f"model{INDEX_SUFFIX}", "index files"):
-        return _resolve_index(path / index)
-    files = [n for n in names if n.endswith(SUFFIX)]
-    if file := _only(path, files, f"model{SUFFIX}", "safetensors files without an index"):
+    # As transformers looks for them: safetensors first, and an index before a file.
+    for suffix, index_suffix, preferred in zip((SUFFIX, ".bin"), INDEX_SUFFIXES, PREFERRED, strict=True):
+        indices = [n for n in names if n.endswith(index_suffix)]
+        if index := _only(path, indices, preferred.removesuffix(suffix) + index_suffix, "index files"):
+            return _resolve_index(path / index)
+        files = [n for n in names if n.endswith(suffix) and is_weights(n)]
+        if file := _only(path, files, preferred, f"{suffix.removeprefix('.')} files without an index"):
+            return Source((path / file,), is_directory=True)
+    if file := _only(path, [n for n in names if is_weights(n)], PREFERRED[0], "weight files"):
         return Source((path / file,), is_directory=True)
     foreign = [n for n in names if n.endswith(FOREIGN_SUFFIXES)]
     found = ", ".join(clip(n, 60) for n in (foreign or names)[:5]) or "an empty directory"
     hint = "; convert its weights to safetensors first" if foreign else ""
-    raise CheckpointError(f"no safetensors files in directory{hint}", file=path, found=found)
+    raise CheckpointError(f"no weights in directory{hint}", file=path, found=found)
 
 
-def _only(directory: Path, names: list[str], preferred: str, kind: str) -> str | None:
+def _only(directory: Path, names: Sequence[str], preferred: str, kind: str) -> str | None:
     """The preferred name, or the only one there is, or None where there is none."""
     if preferred in names:
         return preferred
@@ -87,9 +109,10 @@ def _only(directory: Path, names: list[str], preferred: str, kind: str) -> str |
 
 
 def _resolve_index(path: Path) -> Source:
+    suffix = ".bin" if path.name.endswith(INDEX_SUFFIXES[1]) else SUFFIX
     weight_map = _read_weight_map(path)
     for name, shard in weight_map.items():
-        _check_shard_name(path, name, shard)
+        _check_shard_name(path, name, shard, suffix)
     shards = sorted(set(weight_map.values()), key=natural_key)
     files = tuple(path.parent / shard for shard in shards)
     for file in files:
@@ -115,12 +138,12 @@ def _read_weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _check_shard_name(index: Path, name: str, shard: object) -> None:
+def _check_shard_name(index: Path, name: str, shard: object, suffix: str) -> None:
     if not is_text(name) or not isinstance(shard, str) or not is_text(shard):
         raise CheckpointError("shard is not a name", file=index, tensor=clip(name), found=describe(shard))
     outside = shard != os.path.basename(shard) or "\\" in shard or "\0" in shard or shard in ("", ".", "..")
-    if outside or not shard.endswith(SUFFIX) or len(os.fsencode(shard)) > LONGEST_NAME:
-        expected = f"a plain file name ending in {SUFFIX}, of at most {LONGEST_NAME} bytes"
+    if outside or not shard.endswith(suffix) or len(os.fsencode(shard)) > LONGEST_NAME:
+        expected = f"a plain file name ending in {suffix}, of at most {LONGEST_NAME} bytes"
         raise CheckpointError(
             "invalid shard name", file=index, tensor=clip(name), found=describe(shard), expected=expected
         )

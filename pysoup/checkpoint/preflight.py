@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..errors import OutputError
 from .checkpoint import Checkpoint
-from .index import FOREIGN_SUFFIXES, LONGEST_NAME, SUFFIX
+from .index import LONGEST_NAME, SUFFIX
+from .output_format import OUTPUT_SUFFIXES, WEIGHT_SUFFIXES
 
 
 def output_error(error: OSError | ValueError, output: Path, nbytes: int | None = None) -> OutputError:
@@ -35,17 +36,17 @@ def free_bytes(directory: Path) -> int:
         return 0
 
 
-def check_target(target: Path, *, is_directory: bool, overwrite: bool) -> None:
-    """Suffix, kind, existence and the parent directory of ``target``. Raises OutputError."""
+def check_target(target: Path, *, is_directory: bool, overwrite: bool, files: Collection[str] = ()) -> None:
+    """Suffix, kind, existence and the parent directory of ``target``, a directory of ``files``. Raises OutputError."""
     try:
         _check_name(target, is_directory)
         _check_parent(target)
         if not os.path.lexists(target):
             return
         if is_directory:
-            _check_existing_directory(target, overwrite)
+            _check_existing_directory(target, overwrite, files)
         elif target.is_dir():
-            raise OutputError("output is a directory", file=target, expected=f"a {SUFFIX} file")
+            raise OutputError("output is a directory", file=target, expected=f"a {target.suffix} file")
         elif not overwrite:
             raise OutputError("output already exists; allow overwriting to replace it", file=target)
         elif target.exists() and not target.is_file():
@@ -63,9 +64,13 @@ def check_space(target: Path, nbytes: int) -> None:
 
 def check_not_an_input(target: Path, inputs: Sequence[Checkpoint], *, is_directory: bool) -> None:
     """Raise OutputError where writing ``target`` would harm an input: the same file, or directories in each other."""
+    try:
+        there = os.stat(target)
+    except (OSError, ValueError):
+        there = None
     for checkpoint in inputs:
-        for file in checkpoint.files:
-            if target.exists() and os.path.samefile(target, file):
+        for file, stamp in zip(checkpoint.files, checkpoint.stamps, strict=True):
+            if there is not None and (there.st_dev, there.st_ino) == (stamp.device, stamp.inode):
                 raise OutputError("output is an input", file=target, found=str(file))
             if is_directory and _within(file, target):
                 raise OutputError(
@@ -84,11 +89,12 @@ def _within(path: Path, directory: Path) -> bool:
 
 
 def _check_name(target: Path, is_directory: bool) -> None:
-    if is_directory and target.suffix in (SUFFIX, ".json", *FOREIGN_SUFFIXES):
+    if is_directory and target.name.endswith(WEIGHT_SUFFIXES):
         what = "output of a sharded or directory input is a directory"
         raise OutputError(what, file=target, found=repr(target.suffix), expected="a directory name")
-    if not is_directory and target.suffix != SUFFIX:
-        raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=repr(SUFFIX))
+    if not is_directory and target.suffix not in OUTPUT_SUFFIXES:
+        expected = f"{SUFFIX} or .pt, or a directory name"
+        raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=expected)
     if len(os.fsencode(target.name)) > LONGEST_NAME:
         raise OutputError("file name too long", file=target, expected=f"at most {LONGEST_NAME} bytes")
 
@@ -103,7 +109,7 @@ def _check_parent(target: Path) -> None:
         raise OutputError("directory of the output is not writable", file=target, found=str(parent))
 
 
-def _check_existing_directory(target: Path, overwrite: bool) -> None:
+def _check_existing_directory(target: Path, overwrite: bool, files: Collection[str]) -> None:
     if not target.is_dir():
         raise OutputError("output exists and is not a directory", file=target)
     if _within(Path.cwd(), target):
@@ -120,4 +126,18 @@ def _check_existing_directory(target: Path, overwrite: bool) -> None:
         raise OutputError(what, file=target, found=sorted(content)[0])
     for name, holds_more in content.items():
         if holds_more:
-            raise OutputError("will not replace a directory that holds directories", file=target, found=name)
+            _check_folder(target, name, files)
+
+
+def _check_folder(target: Path, folder: str, files: Collection[str]) -> None:
+    """A folder inside is replaced only where the output has it again, and every file in it."""
+    known = not os.path.islink(target / folder) and any(name.startswith(folder + "/") for name in files)
+    with os.scandir(target / folder) as entries:
+        for entry in entries:
+            name = f"{folder}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                _check_folder(target, name, files)
+            else:
+                known = known and name in files
+    if not known:
+        raise OutputError("will not replace a directory that holds directories", file=target, found=folder)

@@ -1,14 +1,16 @@
-"""The header of one safetensors file, validated in full before any tensor byte is read.
+"""The header of one safetensors file, validated in full before any tensor byte is read, in bounded memory.
 
 Layout of a file: u64 little-endian length N, N bytes of JSON, then the tensor data, which the offsets of all tensors
 must tile without gap, overlap or rest. Stricter than the safetensors library (0.8), which lets these pass: duplicate
 names, extra keys, tensors as JSON arrays, a null ``__metadata__``, white space before ``{``, sizes beyond 63 bits
-hidden behind a zero, and types that pysoup cannot average (F4, F6, F8_E8M0, the FNUZ types).
+hidden behind a zero, types that pysoup cannot average (F4, F6, F8_E8M0, the FNUZ types), entries of half a million
+characters, and metadata of more than eight million or 65,536 keys.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +18,7 @@ from .. import dtypes
 from ..errors import CheckpointError
 from .contents import Contents
 from .reading import FileStamp, open_file, read_exactly
-from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
+from .strict_json import MAX_JSON_BYTES, JsonReader, clip, describe, file_blocks, is_text
 
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
@@ -44,18 +46,21 @@ def read_safetensors(path: Path) -> Contents:
     """Read and check the header of ``path``. Every fault raises a one-line CheckpointError."""
     fd = open_file(path)
     try:
-        stamp = FileStamp.of(os.fstat(fd))
-        raw = _header_bytes(fd, path, stamp.size)
+        header = Contents(path, "safetensors", FileStamp.of(os.fstat(fd)), digest=0)
+        length = _header_length(fd, path, header.stamp.size)
+        reader = JsonReader(file_blocks(fd, LENGTH_BYTES, length, path), path, "header")
+        sizes = _take_members(header, reader)
+        header.digest = reader.digest
     finally:
         os.close(fd)
-    header = Contents(path, "safetensors", stamp, hash(bytes(raw)))
-    document = parse_strict(raw, path, "header")
-    _take_metadata(header, document)
-    _take_tensors(header, document, data_start=LENGTH_BYTES + len(raw))
+    data_start = LENGTH_BYTES + length
+    _order_by_data(header, sizes)
+    _check_tiling(header, sizes, data_size=header.stamp.size - data_start)
+    header.begins = array("Q", (data_start + begin for begin in header.begins))
     return header
 
 
-def _header_bytes(fd: int, path: Path, size: int) -> bytearray:
+def _header_length(fd: int, path: Path, size: int) -> int:
     if size == 0:
         raise CheckpointError("file is empty", file=path)
     if size < LENGTH_BYTES:
@@ -64,7 +69,7 @@ def _header_bytes(fd: int, path: Path, size: int) -> bytearray:
     first = bytearray(LENGTH_BYTES)
     read_exactly(fd, memoryview(first), 0, path)
     length = int.from_bytes(first, "little")
-    # The length is compared with the file before anything of that size is allocated.
+    # The length is compared with the file before anything of that size is read.
     if length > size - LENGTH_BYTES or length > MAX_JSON_BYTES:
         for signature, meaning in _SIGNATURES:
             if first.startswith(signature):
@@ -75,41 +80,48 @@ def _header_bytes(fd: int, path: Path, size: int) -> bytearray:
             )
         what = "header reaches beyond the end of the file (truncated, or not safetensors)"
         raise CheckpointError(what, file=path, found=f"length {length}", expected=f"at most {size - LENGTH_BYTES}")
-    raw = bytearray(length)
-    read_exactly(fd, memoryview(raw), LENGTH_BYTES, path)
-    if not raw.startswith(b"{"):
+    text = bytearray(min(length, 8))
+    read_exactly(fd, memoryview(text), LENGTH_BYTES, path)
+    if not text.startswith(b"{"):
         what = "header is not valid JSON: it must begin with '{'"
-        raise CheckpointError(what, file=path, found=describe(bytes(raw[:8])))
-    return raw
+        raise CheckpointError(what, file=path, found=describe(bytes(text)))
+    return length
 
 
-def _take_metadata(header: Contents, document: dict[str, object]) -> None:
-    metadata = document.pop(METADATA_KEY, {})
-    if type(metadata) is not dict:
-        what = f"{METADATA_KEY} is not an object"
-        raise CheckpointError(what, file=header.path, found=describe(metadata), expected="an object of strings")
-    for key, value in metadata.items():
-        if not is_text(key) or not is_text(value):
-            what = f"{METADATA_KEY}: value of {clip(key)!r} is not a string"
-            raise CheckpointError(what, file=header.path, found=describe(value), expected="a string")
-    header.metadata = metadata
-
-
-def _take_tensors(header: Contents, document: dict[str, object], data_start: int) -> None:
+def _take_members(header: Contents, reader: JsonReader) -> array[int]:
+    """Fill the columns in the order of the header, ``begins`` relative to the data section; returns sizes in bytes."""
+    sizes: array[int] = array("Q")
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
-    rows: list[tuple[int, int, str, int, tuple[int, ...]]] = []
-    for name, value in document.items():
+    for name in reader.members():
+        if name == METADATA_KEY:
+            header.metadata = reader.strings(METADATA_KEY)
+            continue
+        value = reader.value()
         if not is_text(name):
             _fail(header, name, "name is not valid Unicode")
         code, shape, begin, end = _entry(header, name, value)
-        rows.append((begin, end, name, code, shapes.setdefault(shape, shape)))
-    rows.sort(key=lambda row: row[:2])
-    _check_tiling(header, rows, data_size=header.stamp.size - data_start)
-    for begin, _, name, code, shape in rows:
         header.names.append(name)
         header.dtypes.append(code)
-        header.shapes.append(shape)
-        header.begins.append(data_start + begin)
+        header.shapes.append(shapes.setdefault(shape, shape))
+        header.begins.append(begin)
+        sizes.append(end - begin)
+    reader.end()
+    return sizes
+
+
+def _order_by_data(header: Contents, sizes: array[int]) -> None:
+    """Sort all columns by (begin, end). Headers are in this order as a rule, and then nothing is copied."""
+    begins = header.begins
+    count = len(begins)
+    if all(begins[i - 1] + (sizes[i - 1] > 0) <= begins[i] for i in range(1, count)):
+        return
+    order = sorted(range(count), key=sizes.__getitem__)
+    order.sort(key=begins.__getitem__)
+    header.names = [header.names[i] for i in order]
+    header.shapes = [header.shapes[i] for i in order]
+    header.dtypes = array("B", (header.dtypes[i] for i in order))
+    header.begins = array("Q", (begins[i] for i in order))
+    sizes[:] = array("Q", (sizes[i] for i in order))
 
 
 def _entry(header: Contents, name: str, value: object) -> tuple[int, tuple[int, ...], int, int]:
@@ -159,16 +171,16 @@ def _byte_size(header: Contents, name: str, shape: list[int], dtype: dtypes.DTyp
     return 0 if 0 in shape else nbytes
 
 
-def _check_tiling(header: Contents, rows: list[tuple[int, int, str, int, tuple[int, ...]]], data_size: int) -> None:
+def _check_tiling(header: Contents, sizes: array[int], data_size: int) -> None:
     cursor, previous, past = 0, "", None
-    for begin, end, name, _, _ in rows:
+    for begin, size, name in zip(header.begins, sizes, header.names, strict=True):
         if begin != cursor:
             before = f"after tensor {clip(previous)!r}" if previous else "before the first tensor"
             kind = f"overlaps tensor {clip(previous)!r}" if begin < cursor else f"data has a gap {before}"
             _fail(header, name, kind, f"begin {begin}", f"begin {cursor}")
-        if end > data_size and past is None:
+        cursor, previous = begin + size, name
+        if cursor > data_size and past is None:
             past = name
-        cursor, previous = end, name
     if past is not None:
         what = f"file is truncated: {cursor - data_size} bytes of tensor data are missing"
         _fail(header, past, what, f"{data_size} bytes", f"{cursor} bytes")

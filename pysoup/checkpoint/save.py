@@ -1,4 +1,4 @@
-"""A state dict in memory, written as one safetensors file. Needs torch; imports it when called."""
+"""A state dict in memory, written as one file. Needs torch; imports it when called."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ def save_state_dict(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write ``state_dict`` to ``path`` (``.safetensors``), one tensor at a time, published by one rename.
+    """Write ``state_dict`` to ``path``, one tensor at a time, published by one rename. Raises OutputError.
 
-    Tied tensors (same memory, type, shape and strides) are stored once, under their first name; the others go into
-    the metadata key ``pysoup.aliases``, and :meth:`Checkpoint.state_dict` ties them again. Raises OutputError.
+    ``path`` ends in ``.safetensors``, or in ``.pt`` or ``.pth`` for what ``torch.load`` reads. Tied tensors (same
+    memory, type, shape and strides) are stored once. In a ``.pt`` file all their names share one storage; safetensors
+    has no ties, so there the names after the first go into the metadata key ``pysoup.aliases``, and
+    :meth:`Checkpoint.state_dict` ties them again. complex128 is for ``.pt`` files only.
     """
     output = Path(path)
     stored: list[tuple[str, DType, tuple[int, ...]]] = []

@@ -1,4 +1,4 @@
-"""Writes a safetensors file or a directory of shards: all at once beside the target, published by one rename.
+"""Writes a weight file or a directory of shards: all at once beside the target, published by one rename.
 
     with CheckpointWriter(Path("soup.safetensors"), layout, metadata={...}, inputs=checkpoints) as writer:
         writer.write_bytes(name, data)      # or os.pwrite(writer.fd(shard), ...) at writer.offset(name)
@@ -10,7 +10,6 @@ Whatever ends the block without a commit leaves an old output as it was and remo
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,23 +18,26 @@ from types import TracebackType
 from ..dtypes import DType
 from ..errors import OutputError
 from . import publish
-from .carry import carried_files, copy_carried
+from .carry import Carried, copy_carried, find_carried
 from .checkpoint import Checkpoint
-from .layout import Placement
+from .layout import check_plain_name
+from .output_format import place
 from .preflight import check_not_an_input, check_space, check_target, output_error
 from .strict_json import clip
+from .writing import reserve, write_fully
 
-_NOT_OFFERED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_NOTHING = Carried((), (), 0)
 
 
 class CheckpointWriter:
     """One output, from the checks to the rename. Every failure is an OutputError of one line.
 
-    ``layout`` is a list of (shard file name, list of (tensor name, type, shape)); a file output has one shard, which
-    takes the output's name. ``metadata`` goes into every shard beside ``"format": "pt"``; ``aliases`` (alias ->
-    stored name) are recorded there too. ``inputs`` are never overwritten. ``carry`` names a directory whose config,
-    tokenizer and licence files are copied into a directory output; ``carried`` lists them. ``nbytes`` is the size of
-    all weight files in bytes.
+    ``output`` ends in ``.safetensors``, ``.pt`` or ``.pth``, or is a directory of safetensors files. ``layout`` is a
+    list of (shard file name, list of (tensor name, type, shape)); a file output has one shard, which takes the
+    output's name. ``metadata`` goes into every shard; ``aliases`` (alias -> stored name) are written as ties.
+    ``inputs`` are never overwritten. Into a directory output also go ``files`` (name -> content), and the config,
+    tokenizer and licence files of the directory ``carry``, except those of the same name; ``carried`` lists them,
+    ``left`` what else is there and may be missed. ``nbytes`` is the size of all weight files in bytes.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class CheckpointWriter:
         overwrite: bool = False,
         inputs: Sequence[Checkpoint] = (),
         carry: str | os.PathLike[str] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         self.output = Path(output)
         self.is_directory = is_directory
@@ -57,9 +60,13 @@ class CheckpointWriter:
         self._inputs = inputs
         if not is_directory and len(layout) == 1:
             layout = [(self._target.name, layout[0][1])]
-        self._placement = Placement(self.output, layout, metadata or {}, aliases or {}, is_directory)
+        self._placement = place(self.output, layout, metadata or {}, aliases or {}, is_directory)
+        self._files = self._small_files(files or {}) if is_directory else {}
         self._carry = Path(carry) if carry is not None and is_directory else None
-        self.carried: tuple[str, ...] = tuple(carried_files(self._carry)) if self._carry else ()
+        found = find_carried(self._carry) if self._carry else _NOTHING
+        self.carried = tuple(name for name in found.names if name not in self._files)
+        self.left = found.left
+        self._small_bytes = found.nbytes + sum(map(len, self._files.values()))
         self.nbytes = self._placement.total_bytes
         self._temporary: Path | None = None
         self._lock: int | None = None
@@ -72,9 +79,10 @@ class CheckpointWriter:
 
     def check(self) -> None:
         """All that can be known to go wrong, without writing anything. Raises OutputError."""
-        check_target(self._target, is_directory=self.is_directory, overwrite=self._overwrite)
+        names = {*self.shards, *self._files, *self.carried}
+        check_target(self._target, is_directory=self.is_directory, overwrite=self._overwrite, files=names)
         check_not_an_input(self._target, self._inputs, is_directory=self.is_directory)
-        check_space(self._target, self.nbytes)
+        check_space(self._target, self.nbytes + self._small_bytes)
 
     def __enter__(self) -> CheckpointWriter:
         publish.remove_stale(self._target)
@@ -116,7 +124,7 @@ class CheckpointWriter:
                 "write outside the tensor", file=self.output, tensor=clip(name), found=found, expected=expected
             )
         try:
-            _write_fully(self.fd(self.shards[shard]), view, begin + start)
+            write_fully(self.fd(self.shards[shard]), view, begin + start)
         except OSError as error:
             raise output_error(error, self.output, self.nbytes) from None
 
@@ -125,6 +133,8 @@ class CheckpointWriter:
         if self._temporary is None:
             raise OutputError("nothing to commit: not opened, or committed already", file=self.output)
         try:
+            for number, shard in enumerate(self.shards):
+                self._placement.finish(number, self._fds[shard])
             if sync:
                 self._sync()
             rename = publish.publish_directory if self.is_directory else publish.publish_file
@@ -141,31 +151,40 @@ class CheckpointWriter:
         if self.is_directory:
             os.mkdir(temporary)
             self._lock = publish.lock(temporary)
-        for shard, header, nbytes in zip(
-            self.shards, self._placement.headers, self._placement.shard_bytes, strict=True
-        ):
+        for number, shard in enumerate(self.shards):
             path = temporary / shard if self.is_directory else temporary
             self._fds[shard] = fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             if not self.is_directory:
                 self._lock = publish.lock(temporary)
-            _reserve(fd, nbytes)
-            _write_fully(fd, memoryview(header), 0)
-        if self.is_directory:
-            if index := self._placement.index_file():
-                (temporary / index[0]).write_bytes(index[1])
-            if self._carry:
-                copy_carried(self._carry, list(self.carried), temporary)
+            reserve(fd, self._placement.shard_bytes[number])
+            for offset, content in self._placement.pieces(number):
+                write_fully(fd, content, offset)
+        for name, content in self._files.items():
+            (temporary / name).write_bytes(content)
+        if self._carry:
+            copy_carried(self._carry, self.carried, temporary)
+
+    def _small_files(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """``files`` and the index, which no file may replace."""
+        index = self._placement.index_file()
+        taken = {*self.shards, *(() if index is None else (index[0],))}
+        for name in files:
+            check_plain_name(self.output, name, "file")
+            if name in taken:
+                raise OutputError("duplicate file name", file=self.output, found=repr(clip(name)))
+        return {**files, **({} if index is None else {index[0]: index[1]})}
 
     def _sync(self) -> None:
         for fd in self._fds.values():
             os.fsync(fd)
         if not self.is_directory or self._temporary is None:
             return
-        for name in os.listdir(self._temporary):
-            if name not in self._fds:
-                with open(self._temporary / name, "rb") as file:
-                    os.fsync(file.fileno())
-        publish.sync_directory(self._temporary)
+        for folder, _, names in os.walk(self._temporary):
+            for name in names:
+                if name not in self._fds:
+                    with open(os.path.join(folder, name), "rb") as file:
+                        os.fsync(file.fileno())
+            publish.sync_directory(Path(folder))
 
     def _discard(self) -> None:
         """Close everything; remove what was not committed."""
@@ -184,21 +203,3 @@ def _target(output: Path, is_directory: bool) -> Path:
     if is_directory and os.path.isdir(output):
         return Path(os.path.realpath(output))
     return Path(os.path.abspath(output))
-
-
-def _reserve(fd: int, nbytes: int) -> None:
-    """Give the file its full size, so that a full disk shows now and not at the end."""
-    if hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(fd, 0, nbytes)
-            return
-        except OSError as error:
-            if error.errno not in _NOT_OFFERED:
-                raise
-    os.ftruncate(fd, nbytes)
-
-
-def _write_fully(fd: int, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from .._version import __version__
+from .choose import Best
 
 
 class _InOrder(click.Group):
@@ -25,6 +28,25 @@ def _weights(ctx: click.Context, param: click.Parameter, text: str | None) -> li
         raise click.BadParameter("numbers separated by commas, such as 0.5,0.3,0.2") from None
 
 
+def _best(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--top`` and what belongs to it; the command gets them as one ``best``, or None."""
+
+    @click.option("--top", metavar="N", type=click.IntRange(min=1), help="Take only the N best by a recorded score.")
+    @click.option("--by", metavar="METRIC", help="That score: a name in the file of scores, such as metrics.val_acc.")
+    @click.option("--lowest", is_flag=True, help="The lowest score is best, as of a loss.")
+    @click.option("--scores", metavar="FILE", help="JSON or JSONL. [default: the one beside the checkpoints]")
+    @functools.wraps(command)
+    def gathered(*, top: int | None, by: str | None, lowest: bool, scores: str | None, **options: Any) -> None:
+        if top is None and (by is not None or lowest or scores is not None):
+            raise click.UsageError("--by, --lowest and --scores belong to --top.")
+        if top is not None and by is None:
+            raise click.UsageError("--top needs --by METRIC.")
+        best = None if top is None or by is None else Best(top, by, lowest, scores)
+        command(best=best, **options)
+
+    return gathered
+
+
 _checkpoints = click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 _force = click.option("--force", "overwrite", is_flag=True, help="Replace an output that exists.")
@@ -34,6 +56,7 @@ _integers = click.option(
     default="auto",
     help="Integers that differ: refuse them (counters: the largest), the first's, the largest.",
 )
+_entry = click.option("--entry", metavar="NAME", help="The state dict to take from nested files, such as ema.")
 _task = click.option(
     "--task",
     metavar="FILE.py:NAME",
@@ -60,7 +83,10 @@ def app() -> None:
 @app.command()
 @_checkpoints
 @click.option(
-    "-o", "--output", required=True, help="The file or, if the first input is a directory, directory to write."
+    "-o",
+    "--output",
+    required=True,
+    help="The file (.safetensors .pt .pth) or, if the first input is a directory, directory to write.",
 )
 @click.option(
     "--weights",
@@ -78,6 +104,9 @@ def app() -> None:
     default="same",
     help="Which tensors: all must have the same ones, those in every input, or those in any.",
 )
+@_entry
+@_best
+@click.option("--shard-size", metavar="SIZE", help="Most bytes in a file of a directory. [default: as the first input]")
 @_integers
 @_force
 @click.option(
@@ -90,7 +119,8 @@ def app() -> None:
 def average(checkpoints: tuple[str, ...], **options: Any) -> None:
     """Average checkpoint files into one, streaming: memory stays within --memory whatever the size of the model.
 
-    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
     """
     from . import files
 
@@ -99,15 +129,17 @@ def average(checkpoints: tuple[str, ...], **options: Any) -> None:
 
 @app.command()
 @_checkpoints
+@_entry
 @_json
-def inspect(checkpoints: tuple[str, ...], as_json: bool) -> None:
+def inspect(checkpoints: tuple[str, ...], entry: str | None, as_json: bool) -> None:
     """List tensors, types, shapes and sizes; of several checkpoints, say whether they can be averaged.
 
-    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
     """
     from . import files
 
-    files.inspect(list(checkpoints), as_json=as_json)
+    files.inspect(list(checkpoints), entry=entry, as_json=as_json)
 
 
 @app.command()
@@ -125,12 +157,15 @@ def doctor(as_json: bool) -> None:
 @_task
 @_run_dir
 @_metric
+@_entry
+@_best
 @_integers
 @_force
 def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data.
 
-    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
     """
     from . import models
 
@@ -148,12 +183,15 @@ def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any
     default=">=",
     help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before.",
 )
+@_entry
+@_best
 @_integers
 @_force
 def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score.
 
-    A CHECKPOINT is a safetensors file, an index.json file or a directory of one model.
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
     """
     from . import models
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import IncompatibleError
 from ..sizes import format_size, parse_size
+from .choose import Best, choose
 from .text import as_json as to_json
-from .text import plural, printable, table
+from .text import as_notes, plural, printable, some, table
 
 if TYPE_CHECKING:
     from ..average import AverageReport
@@ -25,6 +26,9 @@ def average(
     memory: str,
     threads: int | None,
     keys: str,
+    entry: str | None,
+    best: Best | None,
+    shard_size: str | None,
     integers: str,
     overwrite: bool,
     sync: bool | None,
@@ -35,10 +39,11 @@ def average(
     from ..average import average_checkpoints
     from ..progress import byte_bar
 
-    limit = parse_size(memory)
+    limit, largest = parse_size(memory), None if shard_size is None else parse_size(shard_size)
+    paths, notes = choose(checkpoints, best)
     with byte_bar("averaging") as progress:
         report = average_checkpoints(
-            checkpoints,
+            paths,
             output,
             weights,
             normalize=normalize,
@@ -47,11 +52,14 @@ def average(
             threads=threads,
             keys=keys,
             integers=integers,
+            entry=entry,
+            shard_size=largest,
             overwrite=overwrite,
             sync=sync,
             dry_run=dry_run,
             progress=progress,
         )
+    report.notes[:0] = notes
     print(to_json(report.to_json()) if as_json else _summary(report))
 
 
@@ -68,28 +76,36 @@ def _summary(report: AverageReport) -> str:
             f"averaged {sources} into {target}: {size}",
             f"read {read}, wrote {written} in {report.seconds:.2f} s ({format_size(int(speed))}/s); {means}",
         ]
-    return "\n".join([*lines, *(f"note: {printable(note)}" for note in report.notes)])
+    return "\n".join([*lines, *as_notes(report.notes)])
 
 
-def inspect(paths: list[str], *, as_json: bool) -> None:
+def inspect(checkpoints: list[str], *, entry: str | None, as_json: bool) -> None:
     """Print what each checkpoint holds and, of several, whether they can be averaged."""
-    from ..checkpoint import open_checkpoint
+    from ..checkpoint import align_names
+    from ..checkpoint.find import open_found
 
-    checkpoints = [open_checkpoint(path) for path in paths]
-    together = _together(checkpoints) if len(checkpoints) > 1 else None
+    notes: list[str] = []
+    opened = open_found(checkpoints, entry, notes)
+    aligned, renamed = align_names(opened) if len(opened) > 1 else (opened, [])
+    notes += renamed
+    together = _together(aligned) if len(opened) > 1 else None
     if as_json:
-        print(to_json({"checkpoints": [_facts(c) for c in checkpoints], "together": together}))
+        print(to_json({"checkpoints": [_facts(c) for c in opened], "together": together, "notes": notes}))
         return
-    print("\n\n".join(_listing(c) for c in checkpoints))
+    print("\n\n".join(_listing(c) for c in opened))
     if together is not None:
         print()
         print(_verdict(together))
+    print("".join(f"{line}\n" for line in as_notes(notes)), end="")
 
 
 def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "path": str(checkpoint.path),
         "kind": checkpoint.kind,
+        "format": checkpoint.format,
+        "entry": checkpoint.entry_name or None,
+        "dropped": checkpoint.dropped,
         "files": [str(f) for f in checkpoint.files],
         "bytes": checkpoint.total_bytes,
         "parameters": checkpoint.numel,
@@ -122,7 +138,9 @@ def _listing(checkpoint: Checkpoint) -> str:
         row = [entry.name, entry.dtype.name, shape, format_size(entry.nbytes)]
         rows.append([*row, checkpoint.files[entry.file].name] if sharded else row)
     header = ["tensor", "dtype", "shape", "size", *(["file"] if sharded else [])]
-    lines = [printable(str(checkpoint.path)), table(header, rows, right=("shape", "size"))]
+    lines = [printable(str(checkpoint.path)), table(header, rows, right=("shape", "size")), _format(checkpoint)]
+    if checkpoint.dropped:
+        lines.append(f"left out: {some(checkpoint.dropped)}")
     lines += [f"tied: {printable(alias)} = {printable(name)}" for alias, name in checkpoint.aliases.items()]
     lines += [f"metadata: {printable(key)} = {printable(value)}" for key, value in checkpoint.metadata.items()]
     for dtype, total in _per_dtype(checkpoint).items():
@@ -131,6 +149,11 @@ def _listing(checkpoint: Checkpoint) -> str:
     files = f" in {len(checkpoint.files)} files" if sharded else ""
     lines.append(f"total: {plural(len(checkpoint), 'tensor')}, {format_size(checkpoint.total_bytes)}{files}")
     return "\n".join(lines)
+
+
+def _format(checkpoint: Checkpoint) -> str:
+    entry = f", entry {printable(checkpoint.entry_name)}" if checkpoint.entry_name else ""
+    return f"format: {checkpoint.format}{entry}"
 
 
 def _together(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import BackendError, OutputError
 from ..progress import step_bar
-from .text import printable, table
+from .choose import Best, choose
+from .text import as_notes, printable, table
 
 if TYPE_CHECKING:
+    from ..checkpoint import Checkpoint
     from ..soups import Soup
 
 
 def uniform(
-    task: str, checkpoints: list[str], output: str, *, metric: str | None, integers: str, overwrite: bool
+    task: str,
+    checkpoints: list[str],
+    output: str,
+    *,
+    metric: str | None,
+    entry: str | None,
+    best: Best | None,
+    integers: str,
+    overwrite: bool,
 ) -> None:
     """Make the uniform soup, and print its score and the files written."""
     _require_torch()
     from ..soups.command import run_uniform
 
+    sources, notes = _sources(checkpoints, entry, best)
     with step_bar("uniform soup") as progress:
         soup = run_uniform(
-            task, checkpoints, output, metric=metric, integers=integers, overwrite=overwrite, progress=progress
+            task, sources, output, metric=metric, integers=integers, overwrite=overwrite, progress=progress
         )
-    _show(soup, output)
+    _show(soup, output, notes)
 
 
 def greedy(
@@ -35,6 +47,8 @@ def greedy(
     *,
     metric: str | None,
     accept: Literal[">=", ">"],
+    entry: str | None,
+    best: Best | None,
     integers: str,
     overwrite: bool,
 ) -> None:
@@ -42,10 +56,11 @@ def greedy(
     _require_torch()
     from ..soups.command import run_greedy
 
+    sources, notes = _sources(checkpoints, entry, best)
     with step_bar("greedy soup") as progress:
         soup = run_greedy(
             task,
-            checkpoints,
+            sources,
             output,
             metric=metric,
             accept=accept,
@@ -59,7 +74,7 @@ def greedy(
         rows.append([str(step.step + 1), step.ingredient, *scores, "kept" if step.accepted else "refused", step.note])
     header = ["step", "checkpoint", "alone", "soup with it", "soup before", "", "note"]
     print(table(header, rows, right=("step", "alone", "soup with it", "soup before")))
-    _show(soup, output)
+    _show(soup, output, notes)
 
 
 def demo(output: str, *, seed: int, overwrite: bool) -> None:
@@ -72,12 +87,21 @@ def demo(output: str, *, seed: int, overwrite: bool) -> None:
     kitchen.run(folder, seed=seed)
 
 
-def _show(soup: Soup, output: str) -> None:
+def _sources(checkpoints: list[str], entry: str | None, best: Best | None) -> tuple[list[str | Checkpoint], list[str]]:
+    """What the recipes take, and notes on what was found."""
+    from ..checkpoint.find import open_found
+
+    paths, notes = choose(checkpoints, best)
+    return [str(path) for path in paths] if entry is None else [*open_found(paths, entry)], notes
+
+
+def _show(soup: Soup, output: str, notes: Sequence[str]) -> None:
     from ..soups.command import RESULTS, TRACE, WEIGHTS
 
     print(f"{soup.recipe} soup of {len(soup.ingredients)}: held-out {soup.metric} {_score(soup.score)}")
     for name in (WEIGHTS, TRACE, RESULTS):
         print(f"wrote {printable(str(Path(output) / name))}")
+    print("".join(f"{line}\n" for line in as_notes(notes)), end="")
 
 
 def _score(score: float | None) -> str:

@@ -30,3 +30,14 @@ def as_json(value: object) -> str:
 
 def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def some(names: Sequence[str], shown: int = 8) -> str:
+    """The first few of ``names``, fit to print, and how many there are besides."""
+    rest = len(names) - shown
+    return ", ".join(map(printable, names[:shown])) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def as_notes(notes: Sequence[str]) -> list[str]:
+    """``notes`` as the lines to print."""
+    return [f"note: {printable(note)}" for note in notes]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..arrays import from_array
 from ..averager import Averager
 from ..checkpoint import Checkpoint, duplicate_inputs, open_checkpoint
+from ..checkpoint.find import find_checkpoints
 from ..errors import IncompatibleError, SoupError
 from ..evaluate import HeldOut, Metric, evaluate
 from ..progress import StepProgress
@@ -32,7 +33,7 @@ class Candidate:
 
 
 def open_candidates(checkpoints: Checkpoints) -> list[Candidate]:
-    """Open every checkpoint (headers only), in the given order.
+    """Open every checkpoint (headers only), in the given order; folders and patterns stand for what is in them.
 
     Names are the paths as given, the keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
     """
@@ -44,7 +45,7 @@ def open_candidates(checkpoints: Checkpoints) -> list[Candidate]:
         candidates = [Candidate(str(name), _open(str(name), item)) for name, item in checkpoints.items()]
     else:
         candidates = []
-        for index, item in enumerate(checkpoints):
+        for index, item in enumerate(find_checkpoints(checkpoints)):
             name = _name(item, f"checkpoints[{index}]")
             candidates.append(Candidate(name, _open(name, item)))
     if not candidates:

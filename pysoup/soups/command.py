@@ -7,14 +7,14 @@ the held-out data and on the task's test sets, which are reported and never sele
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
 
 from .._version import __version__
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress
@@ -31,7 +31,7 @@ Recipe = Callable[[nn.Module, HeldOut, Metric], Soup]
 
 def run_greedy(
     task: str,
-    checkpoints: list[str],
+    checkpoints: Sequence[str | Checkpoint],
     output: str,
     *,
     metric: MetricLike | None = None,
@@ -54,7 +54,7 @@ def run_greedy(
 
 def run_uniform(
     task: str,
-    checkpoints: list[str],
+    checkpoints: Sequence[str | Checkpoint],
     output: str,
     *,
     metric: MetricLike | None = None,
@@ -71,7 +71,12 @@ def run_uniform(
 
 
 def _run(
-    task: str, checkpoints: list[str], output: str, metric: MetricLike | None, overwrite: bool, recipe: Recipe
+    task: str,
+    checkpoints: Sequence[str | Checkpoint],
+    output: str,
+    metric: MetricLike | None,
+    overwrite: bool,
+    recipe: Recipe,
 ) -> Soup:
     directory = Path(output)
     _check_output(directory, checkpoints, overwrite)
@@ -111,14 +116,15 @@ def _make(directory: Path) -> None:
         raise OutputError("cannot write to the directory", file=directory)
 
 
-def _check_output(directory: Path, checkpoints: list[str], overwrite: bool) -> None:
+def _check_output(directory: Path, checkpoints: Sequence[str | Checkpoint], overwrite: bool) -> None:
     for name in (WEIGHTS, TRACE, RESULTS):
         if (directory / name).exists() and not overwrite:
             raise OutputError(
                 "results of an earlier run are there; another directory or --force", file=directory / name
             )
     target = directory / WEIGHTS
-    files = [file for path in checkpoints for file in open_checkpoint(path).files]
+    opened = (c if isinstance(c, Checkpoint) else open_checkpoint(c) for c in checkpoints)
+    files = [file for checkpoint in opened for file in checkpoint.files]
     if target.exists() and any(os.path.samefile(file, target) for file in files):
         raise OutputError("the output is one of the checkpoints", file=target)
 

@@ -56,6 +56,7 @@ bool same(const Case& c) {
   std::vector<unsigned char> outputs[2] = {std::vector<unsigned char>(bytes + 64 + c.shift, 0xAA),
                                            std::vector<unsigned char>(bytes + 64 + c.shift, 0xAA)};
   const soup::KernelTable* tables[2] = {&soup::kGenericKernels, &soup::kNeonKernels};
+  bool nonfinite[2] = {};
   for (int t = 0; t < 2; ++t) {
     soup::WeightedSumArgs args;
     args.sources = pointers.data();
@@ -69,9 +70,9 @@ bool same(const Case& c) {
     args.dst_dtype = c.out;
     args.accumulator = c.accumulator;
     args.stream = c.stream;
-    tables[t]->weighted_sum(args);
+    nonfinite[t] = tables[t]->weighted_sum(args);
   }
-  return outputs[0] == outputs[1];
+  return outputs[0] == outputs[1] && nonfinite[0] == nonfinite[1];
 }
 
 }  // namespace

@@ -1,0 +1,63 @@
+"""What every contender's script shares: inputs in, average, output out, as their users' own scripts do it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from safetensors.torch import load_file, save_file
+
+StateDict = dict[str, torch.Tensor]
+
+
+def load(path: str, *, mapped: bool) -> StateDict:
+    """One checkpoint. safetensors maps its files always; torch reads a ``.pt`` whole unless told to map it."""
+    if path.endswith(".safetensors"):
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def save(state_dict: StateDict, path: str) -> None:
+    """One checkpoint, in the format that the suffix says."""
+    if path.endswith(".safetensors"):
+        save_file(state_dict, path)
+    else:
+        torch.save(state_dict, path)
+
+
+def arguments() -> argparse.Namespace:
+    """``output`` and ``inputs``; with ``--imports-only`` the process ends here, which is what starting it costs."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--imports-only", action="store_true")
+    parser.add_argument("-o", "--output")
+    parser.add_argument("inputs", nargs="*")
+    options = parser.parse_args()
+    if options.imports_only:
+        sys.exit(0)
+    return options
+
+
+def run(average: Callable[[Iterable[StateDict]], StateDict], *, mapped: bool = False) -> None:
+    """Loads, averages, saves. ``mapped`` opens all files at once, by mapping; otherwise one is loaded after another."""
+    options = arguments()
+    models: Iterable[StateDict]
+    if mapped:
+        models = [load(path, mapped=True) for path in options.inputs]
+    else:
+        models = Inputs(options.inputs)
+    save(average(models), options.output)
+
+
+class Inputs:
+    """Checkpoints loaded one at a time, as the loop comes to them."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[StateDict]:
+        return (load(path, mapped=False) for path in self.paths)

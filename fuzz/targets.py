@@ -1,0 +1,11 @@
+"""All targets, by name."""
+
+from __future__ import annotations
+
+from .headers import Headers
+from .indexes import Indexes
+from .npz_files import Npz
+from .target import Target
+from .torch_files import LegacyTorch, Pickles, TorchArchives
+
+TARGETS: dict[str, Target] = {t.name: t for t in (Headers(), Indexes(), TorchArchives(), Pickles(), LegacyTorch(), Npz())}

@@ -1,0 +1,139 @@
+"""The average of checkpoint files, streamed straight into a live model."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import _native, ops
+from .average import AverageReport, all_shares, open_members
+from .checkpoint import Checkpoint, align_names_to
+from .checkpoint.find import open_found
+from .columns import MEMORY, Columns, accumulator
+from .errors import CheckpointError, SoupError
+from .file_plan import fit_buffers, read_error
+from .ingredient import Ingredient, Layout
+from .integers import check_policy
+from .remarks import input_notes, nonfinite_notes
+from .sizes import parse_size
+from .tables import merge_integers
+from .targets import Targets
+from .weights import Mix, check_weights, mix
+
+
+def load_soup_(
+    model: torch.nn.Module,
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Checkpoint],
+    weights: Sequence[float] | None = None,
+    *,
+    normalize: bool = True,
+    integers: str = "auto",
+    entry: str | None = None,
+    memory: str | int = "64MiB",
+    threads: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> AverageReport:
+    """Write the average of K checkpoint files into the parameters and buffers of ``model``, in place.
+
+    Like :func:`pysoup.average_checkpoints` (``paths``, ``weights``, ``entry``, ``integers``, ``memory`` and the bits
+    are as there), without a file in between and without a second copy of the model: every ingredient is read once, in
+    step, through ``memory`` bytes of buffers. The model's dtypes are the result's; the files' types may be others. Its
+    names, shapes and ties must be the files' (wrappers such as ``module.`` may differ: see the report's notes).
+    Autograd is told that the tensors changed.
+
+    All headers are checked before anything is written. Should a file fail to be read after that, the error says that
+    the model holds part of the average. Raises as :func:`pysoup.average_checkpoints` does.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise SoupError("not a model", found=type(model).__name__, expected="a torch.nn.Module")
+    budget, count = parse_size(memory), _native.threads_or_default(threads)
+    check_policy(integers)
+    layout = Layout.of(model)
+    notes: list[str] = []
+    opened = open_found(paths, entry, notes)
+    values = check_weights(weights, len(opened))
+    checkpoints, matched = align_names_to(layout.names, opened, "the model")
+    law = mix(values, range(len(checkpoints)), normalize=normalize)
+    every = [Ingredient.of(checkpoint, layout) for checkpoint in checkpoints]
+    loading = _Loading(model, layout, [every[k] for k in law.members], law, integers)
+    notes += [*matched, *input_notes(checkpoints)]
+    started = time.perf_counter()
+    threads_used, buffer_bytes = loading.run(budget, count, progress)
+    return AverageReport(
+        output=f"the {type(model).__name__} in memory",
+        inputs=[str(c.path) for c in checkpoints],
+        weights=all_shares(law.members, law.shares, len(checkpoints)),
+        tensors=len(layout.slots) + len(layout.kept),
+        parameters=sum(torch.Size(slot.shape).numel() for slot in layout.slots),
+        bytes_read=loading.bytes_read,
+        bytes_written=sum(flat.numel() * flat.element_size() for flat in loading.targets.flats),
+        memory_bytes=threads_used * buffer_bytes,
+        threads=threads_used,
+        isa=_native.active_isa(),
+        seconds=time.perf_counter() - started,
+        nonfinite=loading.nonfinite,
+        notes=[*notes, *loading.notes],
+    )
+
+
+class _Loading:
+    """One average into the memory of a model: checked when made, written by :meth:`run`."""
+
+    def __init__(
+        self, model: torch.nn.Module, layout: Layout, ingredients: Sequence[Ingredient], law: Mix, integers: str
+    ) -> None:
+        labels = [i.label for i in ingredients]
+        self.slots = layout.slots
+        self.ingredients = ingredients
+        self.law = law
+        self.integers = {
+            name: merge_integers(name, [i.integers[name] for i in ingredients], labels, integers)
+            for name in layout.kept
+        }
+        self.accumulators = [
+            accumulator([i.dtypes[s] for i in ingredients], slot.dtype) for s, slot in enumerate(layout.slots)
+        ]
+        self.targets = Targets(layout, self.accumulators, model, None)
+        self.bytes_read = sum(
+            slot.elements * i.dtypes[s].itemsize for i in ingredients for s, slot in enumerate(layout.slots)
+        )
+        self.nonfinite: list[str] = []
+        self.notes: list[str] = []
+
+    def run(self, budget: int, threads: int, progress: Callable[[int, int], object] | None) -> tuple[int, int]:
+        """Reads, averages and writes; returns the threads and the buffer bytes a thread that were used."""
+        members = [i.member for i in self.ingredients]
+        with open_members(members):
+            plan = self._plan()
+            threads, buffer_bytes = fit_buffers(budget, threads, plan.minimum_buffer, len(members))
+            total = plan.bytes
+            report = None if progress is None else lambda done: progress(done, total)
+            try:
+                rows = _native.run(plan, threads=threads, buffer_bytes=buffer_bytes, progress=report)
+                for member in members:
+                    member.check_unchanged()
+            except _native.load().NativeError as error:
+                raise _partly(read_error(error, members) or SoupError(str(error.args[0]))) from None
+            except CheckpointError as error:
+                raise _partly(error) from None
+            self.targets.deliver(self.integers)
+            self.nonfinite = [self.slots[row].name for row in rows or ()]
+            self.notes = nonfinite_notes(members, self.nonfinite)
+        return threads, buffer_bytes
+
+    def _plan(self) -> Any:
+        columns = Columns()
+        for slot, flat, acc in zip(self.slots, self.targets.flats, self.accumulators, strict=True):
+            at = ops.addresses([flat])[0]
+            columns.add(slot.elements, at, MEMORY, ops.dtype_of(flat).native, acc, self.law.divisor)
+        factors = ([factor] * len(self.slots) for factor in self.law.factors)
+        return columns.plan([i.column(f) for i, f in zip(self.ingredients, factors, strict=True)])
+
+
+def _partly(error: SoupError) -> SoupError:
+    what = f"{error.what} (the model holds part of the average)"
+    return type(error)(what, file=error.file, tensor=error.tensor, found=error.found, expected=error.expected)

@@ -1,0 +1,23 @@
+"""Bad input: a clear one-line error that names file and tensor; nothing written, nothing lost."""
+
+from __future__ import annotations
+
+import pytest
+from bad_inputs import Place, Row, check_mended, check_refused, place  # noqa: F401
+from bad_inputs_safetensors import SAFETENSORS
+
+TABLE = [*SAFETENSORS]
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_bad_input_is_one_line_and_changes_nothing(
+    row: Row,
+    place: Place,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check_refused(row, place, capsys)
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_bad_input_without_its_fault_is_averaged(row: Row, place: Place) -> None:  # noqa: F811
+    check_mended(row, place)
