@@ -1,8 +1,7 @@
 """Runs one target in this process: `python -m fuzz.worker TARGET SEEDS --runs N`, or `... TARGET FILES --replay`.
 
 With atheris the runs are guided by the coverage of pysoup's code. Without it (no wheel for this machine, or
-`--plain`) inputs that end in a new way are mutated further. Prints `done: RUNS runs, BYTES bytes` at the end; an input that
-fails is saved, and the exit status is not 0.
+`--plain`) inputs that end in a new way are mutated further. An input that fails is saved, and the exit status is not 0.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def main() -> int:
     options.crashes.mkdir(parents=True, exist_ok=True)
     with working_directory() as directory:
         harness = Harness(target, Path(directory))
-        before = peak_memory()
+        print(f"start: {peak_memory()} bytes", flush=True)
         if options.replay:
             return _replay(harness, files)
         if atheris is not None:
@@ -53,7 +52,7 @@ def main() -> int:
         runs = _plain(harness, [file.read_bytes() for file in files], options)
         if runs < options.runs:
             return 1
-        print(f"done: {runs} runs, {peak_memory() - before} bytes")
+        print(f"done: {runs}\npeak: {peak_memory()} bytes")
         return 0
 
 

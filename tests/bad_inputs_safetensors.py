@@ -141,7 +141,7 @@ SAFETENSORS = [
     Row("truncated at every section", "in the header", safetensors(size=40), "truncated", is_beyond_the_file),
     Row(
         "truncated at every section", "after the header", safetensors(size=8 + len(TEXT)), "truncated",
-        safetensors_refuses, "w",
+        safetensors_refuses, "a",
     ),
     Row(
         "truncated at every section", "in the last tensor", safetensors(data=DATA[:-1]), "truncated: 1 bytes",

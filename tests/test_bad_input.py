@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import bad_inputs
 import pytest
-from bad_inputs import Place, Row, check_mended, check_refused, place  # noqa: F401
+from bad_inputs import Place, Row, check_mended, check_refused
 from bad_inputs_safetensors import SAFETENSORS
+from bad_inputs_torch import TORCH
 
-TABLE = [*SAFETENSORS]
+place = bad_inputs.place
+TABLE = [*SAFETENSORS, *TORCH]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)
-def test_bad_input_is_one_line_and_changes_nothing(
-    row: Row,
-    place: Place,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_bad_input_is_one_line_and_changes_nothing(row: Row, place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     check_refused(row, place, capsys)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)
-def test_bad_input_without_its_fault_is_averaged(row: Row, place: Place) -> None:  # noqa: F811
+def test_bad_input_without_its_fault_is_averaged(row: Row, place: Place) -> None:
     check_mended(row, place)

@@ -148,7 +148,8 @@ def test_load_soup_says_that_a_failed_read_left_part_of_the_average(
 ) -> None:
     from pysoup.file_plan import Member
 
-    paths = _saved(tmp_path, _models(2))
+    models = [model.to(memory_format=torch.contiguous_format) for model in _models(2)]
+    paths = _saved(tmp_path, models)
     opened = Member.open
 
     def cut(self: Member, scratch: Path | None = None) -> None:

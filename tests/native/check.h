@@ -49,12 +49,12 @@ soup::Error thrown(const char* file, int line, Call&& call) {
 
 }  // namespace check
 
-#define TEST(name)                                              \
-  static void name();                                           \
+#define TEST(name)                                               \
+  static void name();                                            \
   static const check::Registered registered_##name(#name, name); \
   static void name()
-#define CHECK(condition) \
-  ((condition) ? static_cast<void>(0) : check::fail(__FILE__, __LINE__, "not so: " #condition))
-#define CHECK_CASE(condition, what) \
-  ((condition) ? static_cast<void>(0) : check::fail(__FILE__, __LINE__, std::string("not so: " #condition ", ") + (what)))
+#define CHECK(condition) ((condition) ? static_cast<void>(0) : check::fail(__FILE__, __LINE__, "not so: " #condition))
+#define CHECK_CASE(condition, what)   \
+  ((condition) ? static_cast<void>(0) \
+               : check::fail(__FILE__, __LINE__, std::string("not so: " #condition ", ") + (what)))
 #define THROWN(call) check::thrown(__FILE__, __LINE__, [&] { call; })

@@ -2,6 +2,7 @@
 #include "reference.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstring>
 
 #include "../../csrc/scalar.h"

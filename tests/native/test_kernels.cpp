@@ -26,8 +26,8 @@ struct Case {
 std::string text(const Case& c, const std::string& isa) {
   return isa + ": " + std::to_string(c.source) + "," + std::to_string(c.other) + " -> " + std::to_string(c.out) +
          " acc " + std::to_string(c.accumulator) + " count " + std::to_string(c.count) + " n " + std::to_string(c.n) +
-         " shift " + std::to_string(c.shift) + " weights " + std::to_string(c.weights) +
-         (c.stream ? " streamed" : "") + (c.in_place ? " in place" : "");
+         " shift " + std::to_string(c.shift) + " weights " + std::to_string(c.weights) + (c.stream ? " streamed" : "") +
+         (c.in_place ? " in place" : "");
 }
 
 void check_case(const Case& c, Random& random) {
@@ -48,8 +48,16 @@ void check_case(const Case& c, Random& random) {
     weights.push_back(c.weights == 2 ? 0.1 + 0.37 * static_cast<double>(k) : 1.0);
     weights_f32.push_back(static_cast<float>(weights[k]));
   }
-  WeightedSumArgs args{sources.data(), dtypes.data(),         weights.data(), weights_f32.data(), c.count,       c.n,
-                       c.weights == 2 ? 1.0 : static_cast<double>(c.count),   nullptr,            c.out,         c.accumulator,
+  WeightedSumArgs args{sources.data(),
+                       dtypes.data(),
+                       weights.data(),
+                       weights_f32.data(),
+                       c.count,
+                       c.n,
+                       c.weights == 2 ? 1.0 : static_cast<double>(c.count),
+                       nullptr,
+                       c.out,
+                       c.accumulator,
                        c.stream};
   Result expected = reference_sum(args);
   std::size_t bytes = expected.bytes.size();
@@ -79,7 +87,15 @@ TEST(kernels_equal_the_reference_for_all_types) {
           bool wide = source == kF64 || other == kF64 || out == kF64;
           if (wide && accumulator == kAccF32) continue;
           for (int i = 0; i < 12; ++i) {
-            Case c{source, other, out, accumulator, random.one_of(counts), random.one_of(sizes), 0, i % 3, i % 4 == 3,
+            Case c{source,
+                   other,
+                   out,
+                   accumulator,
+                   random.one_of(counts),
+                   random.one_of(sizes),
+                   0,
+                   i % 3,
+                   i % 4 == 3,
                    source == out && i % 2 == 0};
             c.shift = random.below(2) * random.below(9);
             check_case(c, random);
