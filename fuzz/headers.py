@@ -18,11 +18,18 @@ TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C
 WORDS = tuple(
     b'"dtype" "shape" "data_offsets" "__metadata__" "format" "pysoup.aliases" "F32" "BF16" "F4" "F6_E2M3" "F8_E8M0" '
     b'"F8_E4M3FNUZ" "C128" "FLOAT" "" "a" "\\ud800" "\\ud83d\\ude00" "\\u0000" "\xff" "\xc3\xa9" null true NaN '
-    b"-Infinity 1e3 1.0 -0 -1 00 18446744073709551616 [] {} [0] [0,1] [[]] {\"a\":1} , : [ ] { } \" \\ \xef\xbb\xbf".split()
+    b'-Infinity 1e3 1.0 -0 -1 00 18446744073709551616 [] {} [0] [0,1] [[]] {"a":1} , : [ ] { } " \\ \xef\xbb\xbf'.split()
 ) + (b" ", b"\t\n\r", b"\0", b"1" * 5000, b"[" * 3000, b'{"":' * 2000, b'"' + b"n" * 3000 + b'"')
 
 STRICTER = (
-    *("duplicate name", "unknown key", "must begin with '{'", "entry is not an object", "__metadata__ is not", "overflow"),
+    *(
+        "duplicate name",
+        "unknown key",
+        "must begin with '{'",
+        "entry is not an object",
+        "__metadata__ is not",
+        "overflow",
+    ),
     *("block-scaled", "other hardware", "too long", "too large", "nested too deeply", "pysoup.aliases"),
 )
 """Faults that the library lets pass, on purpose of ours."""

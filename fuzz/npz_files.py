@@ -20,12 +20,23 @@ from .zips import Member
 WORDS = tuple(
     b"'descr' 'fortran_order' 'shape' '<f4' '<f8' '|b1' '|u1' '<i8' '<c8' '<c16' '|V2' '<V2' '>f4' '|O' '<U3' '|S4' "
     b"'<M8[s]' 'float8_e4m3fn' '|V1' '<f16' '=f4' '' True False None (3,) (2,3) () (0,) (-1,) (3) 3L { } ( ) , : [ ] '".split()
-) + (b"[('a','<f4')]", b"  ", b"\n", b"\0", b"(" + b"1," * 65 + b")", b"(" * 2000, b"9" * 5000, b"__import__('os').system('ls')")
+) + (
+    b"[('a','<f4')]",
+    b"  ",
+    b"\n",
+    b"\0",
+    b"(" + b"1," * 65 + b")",
+    b"(" * 2000,
+    b"9" * 5000,
+    b"__import__('os').system('ls')",
+)
 
 
 def npy(text: bytes, data: bytes, version: int = 1, length: int | None = None) -> bytes:
     size = len(text) if length is None else length
-    return b"\x93NUMPY" + struct.pack("<BB", version, 0) + struct.pack("<H" if version == 1 else "<L", size) + text + data
+    return (
+        b"\x93NUMPY" + struct.pack("<BB", version, 0) + struct.pack("<H" if version == 1 else "<L", size) + text + data
+    )
 
 
 class Npz(Target):
@@ -39,7 +50,12 @@ class Npz(Target):
             {"w": w, "b": w[0].astype(np.float16)},
             {"t": np.asfortranarray(w), "zero": np.zeros((0, 3)), "scalar": np.array(3)},
             {"params/a/kernel": w, "params/bf16": np.zeros(2, "V2"), "opt/step": np.array(1)},
-            {"c": w.astype(np.complex64), "flag": w > 1, "i": w.astype(np.int8), "cube": np.asfortranarray(w[None] * w)},
+            {
+                "c": w.astype(np.complex64),
+                "flag": w > 1,
+                "i": w.astype(np.int8),
+                "cube": np.asfortranarray(w[None] * w),
+            },
             {"o": np.array([None, {}], dtype=object)},
             {"s": np.array(["a", "b"]), "big": w.astype(">f4")},
             {},
@@ -51,7 +67,13 @@ class Npz(Target):
                 save(file, **named)
                 seeds.append(file.getvalue())
         bomb = Member(b"w.npy", npy(_text(65000), bytes(65000)), deflated=True)
-        return [*seeds, zips.build([bomb]), zips.build([Member(b"w.npy", npy(_text(3), b"abc", 2))]), b"PK\x03\x04", b""]
+        return [
+            *seeds,
+            zips.build([bomb]),
+            zips.build([Member(b"w.npy", npy(_text(3), b"abc", 2))]),
+            b"PK\x03\x04",
+            b"",
+        ]
 
     def mutate(self, data: bytes, rng: random.Random, other: MutateBytes) -> bytes:
         kind = rng.random()

@@ -8,4 +8,6 @@ from .npz_files import Npz
 from .target import Target
 from .torch_files import LegacyTorch, Pickles, TorchArchives
 
-TARGETS: dict[str, Target] = {t.name: t for t in (Headers(), Indexes(), TorchArchives(), Pickles(), LegacyTorch(), Npz())}
+TARGETS: dict[str, Target] = {
+    t.name: t for t in (Headers(), Indexes(), TorchArchives(), Pickles(), LegacyTorch(), Npz())
+}

@@ -35,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     atheris = None if options.plain or options.replay else _atheris()
     with _instrumented(atheris):
-        _import_readers()
+        import_readers()
     from .harness import Harness, peak_memory, working_directory
     from .targets import TARGETS
 
@@ -68,7 +68,7 @@ def _instrumented(atheris: Any) -> AbstractContextManager[Any]:
     return nullcontext() if atheris is None else atheris.instrument_imports(include=["pysoup"])
 
 
-def _import_readers() -> None:
+def import_readers() -> None:
     """All that reading a file imports, so that an import while one is read is a finding."""
     import encodings.cp437
     import encodings.latin_1  # noqa: F401

@@ -12,7 +12,19 @@ from .mutations import number
 _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
-_NAMES = (b"../x.npy", b"/x", b"a\\b", b"C:x", b"a//b", b"", b"\0", b"a/", b"archive/data.pkl", b"archive/data/0", b"\xff")
+_NAMES = (
+    b"../x.npy",
+    b"/x",
+    b"a\\b",
+    b"C:x",
+    b"a//b",
+    b"",
+    b"\0",
+    b"a/",
+    b"archive/data.pkl",
+    b"archive/data/0",
+    b"\xff",
+)
 _STARTS = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
 _METHODS = (0, 0, 8, 9, 12, 14, 93, 99)
 

@@ -137,6 +137,8 @@ def average_checkpoints(
     )
     if writer.carried:
         report.notes.append(f"copied from the first input: {', '.join(writer.carried)}")
+    if "config.json" in writer.rewritten:
+        report.notes.append("config.json of the first input says the new dtype")
     if writer.left:
         report.notes.append(f"not copied from the first input: {', '.join(writer.left)}")
     report.threads, buffer_bytes = fit_buffers(budget, count, plan.minimum_buffer, len(members))
@@ -146,6 +148,7 @@ def average_checkpoints(
     started = time.perf_counter()
     if sync is None:
         sync = os.path.lexists(output)
+    _allow_descriptors(len(writer.shards) + sum(len(member.checkpoint.files) for member in members))
     with open_members(members, scratch=Path(output).absolute().parent), writer:
         plan.run(
             writer,

@@ -75,7 +75,7 @@ def output_writer(
     metadata["pysoup.weights"] = json.dumps(list(law.shares))
     files: dict[str, bytes] = {}
     if is_directory:
-        files[FILE_NAME] = _card(request, checkpoints, law).encode("utf-8", "backslashreplace")
+        files[FILE_NAME] = _card(request, checkpoints, law).encode("utf-8")
         if request.dtype is not None and first.is_directory:
             files |= files_for_dtype(first.files[0].parent, request.dtype)
     return CheckpointWriter(

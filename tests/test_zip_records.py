@@ -1,4 +1,4 @@
-"""The directory of a zip archive: right about every archive that zipfile, numpy and torch write, strict with all else."""
+"""The directory of a zip archive: right about what zipfile, numpy and torch write, strict with all else."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pysoup.errors import CheckpointError
 
 
 def records_of(path: Path, data: bytes) -> dict[str, Record]:
-    path.write_bytes(data)
-    fd = os.open(path, os.O_RDONLY)
+    fd = os.memfd_create("archive")
     try:
+        os.write(fd, data)
         return read_records(fd, path, len(data))
     finally:
         os.close(fd)

@@ -6,7 +6,6 @@ strings, which torch ignores), one ``data/N`` a tensor, and an id of the content
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from array import array
@@ -85,5 +84,7 @@ class TorchPlacement(Placement):
 
     def _content_id(self, crcs: array[int]) -> bytes:
         """As torch's: digits that tell files of different content apart."""
+        import hashlib
+
         digest = hashlib.blake2b(self._known[0] + crcs.tobytes(), digest_size=16).digest()
         return b"%0*d" % (_ID_DIGITS, int.from_bytes(digest, "little") % 10**_ID_DIGITS)

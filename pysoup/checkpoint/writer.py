@@ -36,8 +36,8 @@ class CheckpointWriter:
     list of (shard file name, list of (tensor name, type, shape)); a file output has one shard, which takes the
     output's name. ``metadata`` goes into every shard; ``aliases`` (alias -> stored name) are written as ties.
     ``inputs`` are never overwritten. Into a directory output also go ``files`` (name -> content), and the config,
-    tokenizer and licence files of the directory ``carry``, except those of the same name; ``carried`` lists them,
-    ``left`` what else is there and may be missed. ``nbytes`` is the size of all weight files in bytes.
+    tokenizer and licence files of the directory ``carry`` (``carried``), except those of the same name
+    (``rewritten``); ``left`` lists what else is there and may be missed. ``nbytes`` is the size of all weight files.
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class CheckpointWriter:
         self._carry = Path(carry) if carry is not None and is_directory else None
         found = find_carried(self._carry) if self._carry else _NOTHING
         self.carried = tuple(name for name in found.names if name not in self._files)
+        self.rewritten = tuple(name for name in found.names if name in self._files)
         self.left = found.left
         self._small_bytes = found.nbytes + sum(map(len, self._files.values()))
         self.nbytes = self._placement.total_bytes

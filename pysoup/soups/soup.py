@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..checkpoint import save_state_dict
-from ..errors import OutputError
 from .files import write_json
 
 if TYPE_CHECKING:
@@ -70,12 +69,10 @@ class Soup:
         return dict(self.averager.result())
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the weights to a ``.safetensors`` file with recipe, ingredients and weights in its metadata.
+        """Write the weights to a ``.safetensors``, ``.pt`` or ``.pth`` file, recipe, ingredients and weights with them.
 
         Written beside the target and renamed. An existing file is an :class:`OutputError` unless ``overwrite``.
         """
-        if os.path.splitext(path)[1] != ".safetensors":
-            raise OutputError("a soup is saved as safetensors", file=path, expected="a name ending in .safetensors")
         save_state_dict(self.state_dict(), path, metadata=self._provenance(), overwrite=overwrite)
 
     def save_trace(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:

@@ -17,16 +17,16 @@ using namespace soup;
 
 namespace {
 
-// A kernel reads one element more than there is.
+// A kernel reads more than there is, by whole vectors.
 void heap(const std::string& isa) {
-  constexpr std::size_t kElements = 64;
-  std::unique_ptr<float[]> source(new float[kElements]()), out(new float[kElements + 1]());
+  constexpr std::size_t kElements = 128;
+  std::unique_ptr<float[]> source(new float[kElements / 2]()), out(new float[kElements]());
   const void* pointer = source.get();
   std::uint8_t dtype = kF32;
   double weight = 1.0;
   float weight_f32 = 1.0f;
   kernels_for(isa).weighted_sum(
-      {&pointer, &dtype, &weight, &weight_f32, 1, kElements + 1, 1.0, out.get(), kF32, kAccF32, false});
+      {&pointer, &dtype, &weight, &weight_f32, 1, kElements, 1.0, out.get(), kF32, kAccF32, false});
 }
 
 int overflow(int largest) { return largest + 1; }
