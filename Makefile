@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 EXTRAS = test,lint
+RUNS ?= 1000000
 
 PACKAGING = pyproject.toml constraints.txt setup.py CMakeLists.txt
 NATIVE = $(shell find csrc -type f)
@@ -11,7 +12,7 @@ CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -n
 # cmake and ninja from the environment go first: the system's may be absent or old.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help setup build demo test lint format bench clean
+.PHONY: help setup build demo test lint fuzz sanitize format bench clean
 
 help:
 	@echo 'make setup   create $(VENV) with all dependencies and build the native code (PYTHON=python3.12 picks a Python)'
@@ -19,8 +20,11 @@ help:
 	@echo 'make demo    fine-tune small models, make soups of them, report to runs/demo'
 	@echo 'make test    run the tests (ARGS="-k NAME -x" is passed to pytest)'
 	@echo 'make lint    ruff, clang-format, mypy and the layering rules'
+	@echo 'make fuzz    a million hostile checkpoints through every reader (RUNS=20000; ARGS="--jobs 8 --seed 3 npz")'
+	@echo 'make sanitize  run the native code under the address, undefined behaviour and thread sanitizers'
 	@echo 'make format  let ruff and clang-format rewrite the sources'
 	@echo 'make bench   measure speed, write benchmarks/results/'
+	@echo 'make peers   the other tools that make bench measures, in .venv-peers (make bench does it)'
 	@echo 'make clean   remove what was built'
 
 setup: build
@@ -50,13 +54,33 @@ lint: build
 	$(RUN) -m mypy
 	$(RUN) ci/check_layering.py
 
+# Without a wheel of atheris for this machine the fuzzer does without coverage, and says so.
+$(VENV)/.fuzz: $(VENV)/.built
+	-$(RUN) -m pip install -qq --disable-pip-version-check --only-binary :all: -c constraints.txt atheris
+	@touch $@
+
+fuzz: build $(VENV)/.fuzz
+	$(RUN) -m fuzz --runs $(RUNS) $(ARGS)
+
+sanitize: build
+	bash ci/sanitize.sh
+
 format: build
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP)
 
+# Without the peers' environment (no package index, no CPU build of torch) their part is left out, with a line that says so.
 bench: build
+	@$(MAKE) --no-print-directory peers || echo 'make bench: without the peers' >&2
 	$(RUN) benchmarks/run.py $(ARGS)
+
+peers: .venv-peers/.created
+
+.venv-peers/.created: benchmarks/peers/requirements.txt benchmarks/peers/create_venv.sh constraints.txt | $(VENV)/.created
+	@echo 'Installing the peers into .venv-peers'
+	@bash benchmarks/peers/create_venv.sh $(RUN) .venv-peers
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.built

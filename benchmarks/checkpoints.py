@@ -29,8 +29,10 @@ class Family:
     def flat(self, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Model ``index`` as one vector."""
         split = index * _STEP % self.elements
-        values = torch.cat((self._noise[split:], self._noise[:split])).add_(self._start)
-        return values.to(dtype)
+        values = torch.cat((self._noise[split:], self._noise[:split]))
+        if dtype == torch.float64:  # with digits of its own, or sums would be exact
+            return values.double().mul_(1 + 1e-9).add_(self._start)
+        return values.add_(self._start).to(dtype)
 
     def model(self, index: int, dtype: torch.dtype) -> StateDict:
         """Model ``index``, each tensor in memory of its own, as a loaded checkpoint has it."""

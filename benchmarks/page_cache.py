@@ -53,6 +53,15 @@ def drop(paths: Sequence[Path]) -> None:
         raise RuntimeError(f"{left} bytes of {len(paths)} files stayed in the page cache")
 
 
+def ensure_warm(paths: Sequence[Path]) -> None:
+    """Reads what the page cache does not hold; on some machines the kernel drops idle pages by itself."""
+    for _ in range(3):
+        absent = [path for path in paths if resident_bytes(path) < path.stat().st_size]
+        if not absent:
+            return
+        warm(absent)
+
+
 def warm(paths: Sequence[Path]) -> None:
     """Reads the files once, so that the page cache holds them."""
     buffer = bytearray(_BLOCK)

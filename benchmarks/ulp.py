@@ -1,4 +1,4 @@
-"""Errors in units of the last place of the output's dtype, against a mean taken in extended precision."""
+"""Errors in units of the last place of the output's dtype, against a mean taken in a wider type."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def distance(a: torch.Tensor, b: torch.Tensor, inputs: Sequence[torch.Tensor]) -
 
 
 def _mean(parts: Sequence[torch.Tensor]) -> np.ndarray:
-    """In numpy's longdouble: 64 bits of significand on x86, so that sums of a few f32 are exact."""
-    total = np.zeros(parts[0].numel(), dtype=np.longdouble)
+    """In f64, where sums of a few narrower numbers are exact but for extreme spreads; f64 inputs in numpy's longdouble."""
+    total = np.zeros(parts[0].numel(), dtype=np.longdouble if parts[0].dtype == torch.float64 else np.float64)
     for part in parts:
         total += part.to(torch.float64).numpy()
     return total / len(parts)
@@ -89,9 +89,9 @@ def _mean(parts: Sequence[torch.Tensor]) -> np.ndarray:
 def _spacing(exact: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """The distance of neighbouring numbers of ``dtype`` around ``exact``."""
     bits, smallest = _FORMATS[dtype]
-    _, exponent = np.frexp(exact)
+    _, exponent = np.frexp(exact.astype(np.float64))
     exponent = np.where(exact == 0, smallest, np.maximum(exponent - 1, smallest))
-    return np.ldexp(np.longdouble(1), exponent - bits)
+    return np.ldexp(1.0, exponent - bits)
 
 
 def _ordered(bits: torch.Tensor) -> torch.Tensor:

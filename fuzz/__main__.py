@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from .harness import MEMORY, working_directory
@@ -21,7 +22,7 @@ from .targets import TARGETS
 ROOT = Path(__file__).resolve().parent.parent
 CRASHES = Path("fuzz/crashes")
 _POLL = 0.05
-_LINES_SHOWN = 15
+_LINES_SHOWN = 25
 
 
 @dataclass
@@ -66,22 +67,20 @@ def main() -> int:
 
 def _has_atheris() -> bool:
     # In a process of its own: the machine must be able to load it, too.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.run([sys.executable, "-c", "import atheris"], check=False, **quiet).returncode == 0  # type: ignore[call-overload]
+    return subprocess.run([sys.executable, "-c", "import atheris"], capture_output=True, check=False).returncode == 0
 
 
 def _tasks(options: argparse.Namespace, directory: Path) -> Iterator[Task]:
-    shares = sum(TARGETS[name].share for name in options.targets)
-    for name in options.targets:
-        runs = options.runs * TARGETS[name].share // shares
-        for part in range(options.jobs):
-            count = runs * (part + 1) // options.jobs - runs * part // options.jobs
-            yield Task(name, count, options.seed * options.jobs + part, directory / f"{name}-{part}.log")
+    parts = [(name, part) for name in options.targets for part in range(options.jobs)]
+    shares = [TARGETS[name].share for name, _ in parts]
+    ends = [options.runs * end // sum(shares) for end in accumulate(shares, initial=0)]
+    for (name, part), (begin, end) in zip(parts, pairwise(ends), strict=True):
+        yield Task(name, end - begin, options.seed * options.jobs + part, directory / f"{name}-{part}.log")
 
 
 def _finished(tasks: list[Task], jobs: int, seeds: Path, guided: bool) -> Iterator[Task]:
     """Each task when it has ended; ``jobs`` run at a time, and none is left behind."""
-    waiting, running = list(tasks), []
+    waiting, running = list(tasks), list[Task]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -133,9 +132,9 @@ def _succeeded(task: Task) -> bool:
 
 
 def _explain(task: Task, text: str) -> None:
-    begin = max(text.rfind("Traceback"), text.rfind("=== Uncaught Python exception"), 0)
-    for line in text[begin:].splitlines()[-_LINES_SHOWN if not begin else None :][:60]:
-        print(f"    {line}")
+    begin = max(text.rfind("=== Uncaught Python exception"), text.rfind("Traceback (most recent call last)"))
+    lines = text[begin:].splitlines()[:_LINES_SHOWN] if begin >= 0 else text.splitlines()[-_LINES_SHOWN:]
+    print(*(f"    {line[:300]}" for line in lines if not line.startswith(("0x", "Base64"))), sep="\n")
     saved = re.findall(r"(?:Test unit written to|input:) (\S+)", text)
     if saved:
         print(f"  replay it: {sys.executable} -m fuzz.worker {task.target} {saved[-1]} --replay")

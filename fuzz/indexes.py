@@ -14,11 +14,14 @@ from .target import Target, require
 
 FIRST, SECOND = "m-1.safetensors", "m-2.safetensors"
 MAP = {"a": FIRST, "b": FIRST, "c": SECOND}
-WORDS = tuple(
-    b'"weight_map" "metadata" "total_size" "a" "b" "c" "d" "" "\\u0061" "\\ud800" null true 1 -0 [] {} [[]] {"a":1} '
-    b'"m-1.safetensors" "m-2.safetensors" "m-3.safetensors" "../m-1.safetensors" "/etc/passwd" ".." "sub/m-1.safetensors" '
-    b'"./m-1.safetensors" "m-1.safetensors\\u0000" "model.safetensors.index.json" "a\\\\b.safetensors" , : { } [ ] "'.split()
-) + (b" ", b"\xef\xbb\xbf", b"\xff", b"[" * 3000, b"[" + b"[]," * 2000 + b"1]", b'"' + b"9" * 4000 + b'.safetensors"')
+WORDS = (
+    *rb"""
+    "weight_map" "metadata" "total_size" "a" "b" "c" "d" "" "\u0061" "\ud800" null true 1 -0 [] {} [[]] {"a":1}
+    "m-1.safetensors" "m-2.safetensors" "m-3.safetensors" "../m-1.safetensors" "sub/m-1.safetensors" "./m-1.safetensors"
+    "/etc/passwd" ".." "m-1.safetensors\u0000" "model.safetensors.index.json" "a\\b.safetensors" , : { } [ ] "
+    """.split(),
+    *(b" ", b"\xef\xbb\xbf", b"\xff", b"[" * 3000, b"[" + b"[]," * 2000 + b"1]", b'"' + b"9" * 4000 + b'.safetensors"'),
+)
 
 
 class Indexes(Target):

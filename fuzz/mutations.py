@@ -10,9 +10,7 @@ MutateBytes = Callable[[bytes, int], bytes]
 """(data, most bytes) -> other data; libFuzzer's own where there is one."""
 
 SIZES = (0, 1, 2, 3, 4, 7, 8, 16, 63, 64, 127, 128, 255, 256, 4095, 4096, 65535, 65536)
-LIMITS = tuple(
-    sign * 2**bits + d for bits in (7, 8, 15, 16, 31, 32, 53, 63, 64) for d in (-1, 0, 1) for sign in (1, -1)
-)
+LIMITS = tuple(s * 2**bits + d for bits in (7, 8, 15, 16, 31, 32, 53, 63, 64) for d in (-1, 0, 1) for s in (1, -1))
 TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|\w+|\s+|.', re.DOTALL)
 _BRACKETS = {b"{": b"}", b"[": b"]", b"(": b")"}
 

@@ -17,32 +17,27 @@ from .mutations import MutateBytes, mutate_tokens, number
 from .target import Finding, Target, require
 from .zips import Member
 
-WORDS = tuple(
-    b"'descr' 'fortran_order' 'shape' '<f4' '<f8' '|b1' '|u1' '<i8' '<c8' '<c16' '|V2' '<V2' '>f4' '|O' '<U3' '|S4' "
-    b"'<M8[s]' 'float8_e4m3fn' '|V1' '<f16' '=f4' '' True False None (3,) (2,3) () (0,) (-1,) (3) 3L { } ( ) , : [ ] '".split()
-) + (
-    b"[('a','<f4')]",
-    b"  ",
-    b"\n",
-    b"\0",
-    b"(" + b"1," * 65 + b")",
-    b"(" * 2000,
-    b"9" * 5000,
-    b"__import__('os').system('ls')",
+WORDS = (
+    *rb"""
+    'descr' 'fortran_order' 'shape' '<f4' '<f8' '|b1' '|u1' '<i8' '<c8' '<c16' '|V2' '<V2' '>f4' '|O' '<U3' '|S4' ''
+    '<M8[s]' 'float8_e4m3fn' '|V1' '<f16' '=f4' True False None (3,) (2,3) () (0,) (-1,) (3) 3L { } ( ) , : [ ] '
+    [('a','<f4')] __import__('os').system('ls')
+    """.split(),
+    *(b"  ", b"\n", b"\0", b"(" + b"1," * 65 + b")", b"(" * 2000, b"9" * 5000),
 )
 
 
 def npy(text: bytes, data: bytes, version: int = 1, length: int | None = None) -> bytes:
     size = len(text) if length is None else length
-    return (
-        b"\x93NUMPY" + struct.pack("<BB", version, 0) + struct.pack("<H" if version == 1 else "<L", size) + text + data
-    )
+    width = "<H" if version == 1 else "<L"
+    return b"\x93NUMPY" + struct.pack("<BB", version, 0) + struct.pack(width, size) + text + data
 
 
 class Npz(Target):
     name = "npz"
     file_name = "model.npz"
     share = 10
+    entry = "params"
 
     def seeds(self) -> list[bytes]:
         w = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -64,7 +59,7 @@ class Npz(Target):
         for save in (np.savez, np.savez_compressed):
             for named in arrays:
                 file = io.BytesIO()
-                save(file, **named)
+                save(file, **named)  # type: ignore[arg-type]
                 seeds.append(file.getvalue())
         bomb = Member(b"w.npy", npy(_text(65000), bytes(65000)), deflated=True)
         return [
@@ -100,7 +95,9 @@ class Npz(Target):
             warnings.simplefilter("ignore")
             try:
                 with np.load(path, allow_pickle=False) as file:
-                    theirs = {name: file[name] for name in file.files}
+                    wanted = f"{checkpoint.entry_name}/" if checkpoint.entry_name else ""
+                    names = [n for n in file.files if n.startswith(wanted) and not n.endswith("/")]
+                    theirs = {name: file[name] for name in names}
             except NotImplementedError:
                 return  # A "version needed" that Python's zipfile does not know.
             except Exception as error:

@@ -26,27 +26,13 @@ _GLOBALS = [b"c%b\n%b\n" % (module, name) for module in NAMES for name in NAMES 
 _SNIPPETS = (
     *(bytes((code,)) for code, n in _ARGUMENTS.items() if n == 0),
     *(b"cos\nsystem\nX\x02\x00\x00\x00ls\x85R", b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R", b"iposix\nsystem\n"),
-    *(
-        b"\x8c\x02os\x8c\x06system\x93",
-        b"\x82\x01",
-        b"\x83\x01\x00",
-        b"Pid\n",
-        b"I01\n",
-        b"L1L\n",
-        b"F1.5\n",
-        b"G" + bytes(8),
-    ),
+    *(b"\x8c\x02os\x8c\x06system\x93", b"\x82\x01", b"\x83\x01\x00", b"Pid\n", b"I01\n", b"L1L\n", b"F1.5\n"),
     *(b"r\xff\xff\xff\xff", b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\xff", b"q\xff", b"h\xff", b"p99999999\n", b"g0\n"),
-    *(
-        b"X\xff\xff\xff\xff",
-        b"X\xff\xff\xff\x7f",
-        b"B\xff\xff\xff\x7f",
-        b"\x8d" + b"\xff" * 8,
-        b"\x96" + b"\xff" * 7 + b"\x7f",
-    ),
-    *(b"\x8b\xff\xff\xff\x7f", b"\x8a\xff", b"\x95" + b"\xff" * 8, b"\x80\x05", b"\x80\x09", b"\x8a\x09" + b"\xff" * 9),
+    *(b"X\xff\xff\xff\xff", b"X\xff\xff\xff\x7f", b"B\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\x7f", b"\x8a\xff"),
+    *(b"\x8d" + b"\xff" * 8, b"\x96" + b"\xff" * 7 + b"\x7f", b"\x95" + b"\xff" * 8, b"\x8a\x09" + b"\xff" * 9),
     *(b"I" + b"1" * 5000 + b"\n", b"(" * 2000, b"]2a" * 200, b"(" + b"]" * 500 + b"t", b"}" * 300, b"22t" * 50),
     *(b"\x94h\x00" * 100, b"\x862" * 40, b"X\x01\x00\x00\x00a\x88s", b"X\x02\x00\x00\x00\xed\xa0", b"U\x01\xff"),
+    *(b"G" + bytes(8), b"\x80\x05", b"\x80\x09"),
 )
 
 
@@ -112,18 +98,16 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 _NUMBERS = frozenset((b"K", b"M", b"J", b"\x8a", b"q", b"h", b"r", b"j"))
+_LONG_MEMO = {b"q": b"r", b"h": b"j"}
+_WORDS = (*NAMES, b"", b"0", b"1", b"storage", b"cpu", b"state_dict", b"model", b"ema", b"a.weight", b"\xff")
 
 
 def _integer(rng: random.Random, item: bytes) -> bytes:
     """Another number or place in the memo."""
     code, near = item[:1], int.from_bytes(item[1:3], "little")
-    if code in b"qh" and code:
-        return (
-            code + bytes((number(rng, near) % 256,))
-            if rng.random() < 0.8
-            else _LONG_MEMO[code] + struct.pack("<L", near)
-        )
     value = number(rng, near)
+    if code in _LONG_MEMO:
+        return code + bytes((value % 256,)) if rng.random() < 0.8 else _LONG_MEMO[code] + struct.pack("<L", near)
     if 0 <= value < 256:
         return b"K" + bytes((value,))
     if 0 <= value < 65536 and rng.random() < 0.7:
@@ -133,13 +117,8 @@ def _integer(rng: random.Random, item: bytes) -> bytes:
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
 
 
-_LONG_MEMO = {b"q": b"r", b"h": b"j"}
-
-
 def _name(rng: random.Random, item: bytes) -> bytes:
     if item[:1] == b"c":
         return rng.choice(_GLOBALS)
-    text = rng.choice(
-        (*NAMES, b"", b"0", b"1", b"storage", b"cpu", b"state_dict", b"model", b"ema", b"a.weight", b"\xff")
-    )
+    text = rng.choice(_WORDS)
     return b"X" + struct.pack("<L", len(text)) + text

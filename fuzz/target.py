@@ -21,6 +21,8 @@ class Target:
     file_name: str
     share: int
     """Part of all runs, in percent."""
+    entry = "model"
+    """Of a nested file: tried where one must be chosen."""
     longest = 8192
     """Bytes of an input."""
 

@@ -8,6 +8,5 @@ from .npz_files import Npz
 from .target import Target
 from .torch_files import LegacyTorch, Pickles, TorchArchives
 
-TARGETS: dict[str, Target] = {
-    t.name: t for t in (Headers(), Indexes(), TorchArchives(), Pickles(), LegacyTorch(), Npz())
-}
+_ALL: tuple[Target, ...] = (Headers(), Indexes(), TorchArchives(), Pickles(), LegacyTorch(), Npz())
+TARGETS = {target.name: target for target in _ALL}

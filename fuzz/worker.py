@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import random
 import sys
 import traceback
@@ -18,8 +19,8 @@ from typing import Any
 
 _KEPT = 2000
 """Inputs that a plain run mutates."""
-_HANG = 30
-"""Seconds after which libFuzzer ends the process, were its code to be stuck where Python cannot interrupt it."""
+_HANG = 300
+"""Seconds by the clock after which libFuzzer ends a process that is stuck where Python cannot interrupt it."""
 
 
 def main() -> int:
@@ -70,28 +71,22 @@ def _instrumented(atheris: Any) -> AbstractContextManager[Any]:
 
 def import_readers() -> None:
     """All that reading a file imports, so that an import while one is read is a finding."""
-    import encodings.cp437
-    import encodings.latin_1  # noqa: F401
-
-    import pysoup.checkpoint.npz_file
-    import pysoup.checkpoint.preflight
-    import pysoup.checkpoint.torch_file
-    import pysoup.checkpoint.torch_legacy
-    import pysoup.checkpoint.unpack
-    from pysoup import _native
-
-    _native.capabilities()
+    for module in ("npz_file", "preflight", "torch_file", "torch_legacy", "unpack"):
+        importlib.import_module(f"pysoup.checkpoint.{module}")
+    for encoding in ("cp437", "latin_1"):
+        importlib.import_module(f"encodings.{encoding}")
+    importlib.import_module("pysoup._native").capabilities()
 
 
 def _guided(atheris: Any, harness: Any, options: argparse.Namespace) -> int:
     rng = random.Random(options.seed)
 
     def other(data: bytes, most: int) -> bytes:
-        return atheris.Mutate(data[:most], most)
+        return bytes(atheris.Mutate(data[:most], most))
 
     def mutate(data: bytes, most: int, seed: int) -> bytes:
         rng.seed(seed)
-        return harness.target.mutate(data, rng, other)[:most]
+        return bytes(harness.target.mutate(data, rng, other)[:most])
 
     def run(data: bytes) -> None:
         harness.run(data)
@@ -102,6 +97,7 @@ def _guided(atheris: Any, harness: Any, options: argparse.Namespace) -> int:
         "max_len": harness.target.longest,
         "len_control": 0,
         "timeout": _HANG,
+        "report_slow_units": _HANG,
         "rss_limit_mb": 0,
         "print_final_stats": 1,
         "artifact_prefix": f"{options.crashes}/{harness.target.name}-",
@@ -143,10 +139,11 @@ def _replay(harness: Any, files: Iterable[Path]) -> int:
     failed = 0
     for file in files:
         try:
-            print(f"{file}: {harness.run(file.read_bytes())}")
+            outcome = harness.run(file.read_bytes())
         except Exception:
             failed += 1
-            print(f"{file}: FAILED\n{traceback.format_exc()}")
+            outcome = f"FAILED\n{traceback.format_exc()}"
+        print(f"{file}: {outcome}")
     return int(failed > 0)
 
 

@@ -13,17 +13,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 _CENTRAL = struct.Struct("<4s6H3L5H2L")
 _END = struct.Struct("<4s4H2LH")
 _NAMES = (
-    b"../x.npy",
-    b"/x",
-    b"a\\b",
-    b"C:x",
-    b"a//b",
-    b"",
-    b"\0",
-    b"a/",
-    b"archive/data.pkl",
-    b"archive/data/0",
-    b"\xff",
+    *(b"../x.npy", b"/x", b"a\\b", b"C:x", b"a//b", b"", b"\0", b"a/", b"archive/data.pkl", b"archive/data/0", b"\xff"),
 )
 _STARTS = (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
 _METHODS = (0, 0, 8, 9, 12, 14, 93, 99)
@@ -126,8 +116,9 @@ def mutate_fields(raw: bytes, rng: random.Random) -> bytes:
         return raw
     at = rng.choice(starts) + rng.randrange(2, 46, 2)
     width = rng.choice((2, 2, 4, 4, 8))
-    value = number(rng, rng.choice((int.from_bytes(raw[at : at + width], "little"), len(raw), rng.choice(starts))))
-    return raw[:at] + (value % 256**width).to_bytes(width, "little") + raw[at + width :]
+    near = rng.choice((int.from_bytes(raw[at : at + width], "little"), len(raw), rng.choice(starts)))
+    value = (number(rng, near) % (1 << 8 * width)).to_bytes(width, "little")
+    return raw[:at] + value + raw[at + width :]
 
 
 def _all(raw: bytes, mark: bytes) -> list[int]:

@@ -50,13 +50,16 @@ class Layout:
     """All names, aliases too, in the order of the model."""
 
     @classmethod
-    def of(cls, spec: torch.nn.Module | StateDict | Checkpoint) -> Layout:
+    def of(cls, spec: Any) -> Layout:
         """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot."""
         if isinstance(spec, Checkpoint):
             rows = [(n, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for n in spec]
             rows += [(a, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for a, n in spec.aliases.items()]
         else:
             state = spec.state_dict() if isinstance(spec, torch.nn.Module) else spec
+            if not isinstance(state, Mapping):
+                expected = "a module, a state dict, a Checkpoint or a path"
+                raise SoupError("not a model", found=type(spec).__name__, expected=expected)
             tensors = column(state, list(state), "the averager's model", "itself")
             for name, tensor in zip(state, tensors, strict=True):
                 ops.refuse_special(tensor, name)

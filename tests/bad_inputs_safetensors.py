@@ -135,7 +135,6 @@ HIDDEN = b'{"__metadata__": {"k": "1", "k": "2"}, ' + TEXT[1:]
 UTF8 = TEXT.replace(b'"w"', b'"w\xff"')
 
 SAFETENSORS = [
-    Row("empty file", "safetensors", safetensors(size=0), "file is empty", safetensors_refuses),
     Row("truncated at every section", "in the length", safetensors(size=7), "too short", safetensors_refuses),
     Row("truncated at every section", "after the length", safetensors(size=8), "truncated", is_beyond_the_file),
     Row("truncated at every section", "in the header", safetensors(size=40), "truncated", is_beyond_the_file),

@@ -22,6 +22,13 @@ class TestErrors:
         with pytest.raises(SoupError, match="nothing was added"):
             Averager(state(x=1)).result()
 
+    @pytest.mark.parametrize("wrong", [3, None, [1]])
+    def test_what_is_no_model_is_refused(self, wrong: object) -> None:
+        with pytest.raises(SoupError, match="not a model: found"):
+            Averager(wrong)  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match="not a checkpoint: found"):
+            Averager(state(x=1)).add(wrong)  # type: ignore[arg-type]
+
     def test_names_must_be_the_models(self) -> None:
         averager = Averager(state(x=1, y=1))
         with pytest.raises(IncompatibleError, match=r"lacks 'y'; has in addition 'z'"):

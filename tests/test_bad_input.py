@@ -7,9 +7,12 @@ import pytest
 from bad_inputs import Place, Row, check_mended, check_refused
 from bad_inputs_safetensors import SAFETENSORS
 from bad_inputs_torch import TORCH
+from bad_inputs_npz import NPZ
+from bad_inputs_paths import NOT_FITTING, PATHS
+from bad_inputs_shards import SHARDS
 
 place = bad_inputs.place
-TABLE = [*SAFETENSORS, *TORCH]
+TABLE = [*SAFETENSORS, *TORCH, *NPZ, *SHARDS, *PATHS, *NOT_FITTING]
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,26 +14,38 @@ TARGETS = ("headers", "indexes", "torch", "pickles", "legacy", "npz")
 RUNS = 2000
 
 
-def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _start(*arguments: str) -> subprocess.Popen[str]:
     # A process of its own: the harness watches all that its process does, and limits its memory.
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, *arguments], cwd=ROOT, text=True, **pipes)
 
 
-@pytest.fixture(scope="session")
-def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("fuzz") / "seeds"
-    assert _python("-m", "fuzz.seeds", str(directory)).returncode == 0
-    return directory
+def _finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, error = process.communicate(timeout=300)
+    return process.returncode, out, error
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """All targets at once, as they spend their time with imports."""
+    directory = tmp_path_factory.mktemp("fuzz")
+    seeds, crashes = directory / "seeds", directory / "crashes"
+    assert _finished(_start("-m", "fuzz.seeds", str(seeds)))[0] == 0
+    for kept in (ROOT / "fuzz" / "regressions").glob("*/*"):
+        assert (seeds / kept.parent.name / kept.name).read_bytes() == kept.read_bytes()
+    options = ("--plain", "--runs", str(RUNS), "--seed", "20240117", "--crashes", str(crashes))
+    running = {t: _start("-m", "fuzz.worker", t, str(seeds / t), *options) for t in TARGETS}
+    yield running
+    for process in running.values():
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_regressions_and_seeded_mutations_find_nothing(seeds: Path, tmp_path: Path, target: str) -> None:
-    kept = ROOT / "fuzz" / "regressions" / target
-    assert {file.name for file in kept.glob("*")} <= {file.name for file in (seeds / target).iterdir()}
-    options = ("--plain", "--runs", str(RUNS), "--seed", "20240117", "--crashes", str(tmp_path))
-    result = _python("-m", "fuzz.worker", target, str(seeds / target), *options)
-    assert result.returncode == 0, result.stderr
-    assert f"done: {RUNS}\n" in result.stdout
+def test_regressions_and_seeded_mutations_find_nothing(workers: dict[str, subprocess.Popen[str]], target: str) -> None:
+    status, out, error = _finished(workers[target])
+    assert status == 0, error
+    assert f"done: {RUNS}\n" in out
 
 
 PLANTED = {
@@ -41,14 +54,14 @@ PLANTED = {
     "import": ("__import__('colorsys')", "does what no reader may: [\"import ('colorsys'"),
     "code": ("exec('1')", "does what no reader may"),
     "write": ("open(header.path, 'ab').close()", 'does what no reader may: ["open ('),
-    "memory": ("b'x' * (150 << 20)", "150 MiB more than at the start"),
+    "memory": ("b'x' * (150 << 20)", " MiB more than at the start"),
     "address space": ("b'x' * (3 << 30)", "MemoryError"),
     "hang": ("[i for i in iter(int, 1)]", "takes more than 0.2 s"),
     "nameless error": ("(_ for _ in ()).throw(CheckpointError('bad'))", "does not name the file: bad"),
     "long error": ("(_ for _ in ()).throw(CheckpointError('x' * 5000, file=header.path))", "not one short line"),
     "no check": ("None", "the safetensors library refuses it"),
-    "other shape": ("header.shapes.reverse()", "the library reads"),
-    "other place": ("header.begins.reverse()", "not one after the other"),
+    "other name": ("header.names[:1] = ['v'][: len(header.names)]", "the library reads"),
+    "other place": ("header.begins.reverse()", "fewer bytes in the file"),
 }
 
 
@@ -74,16 +87,16 @@ with harness.working_directory() as directory:
     for data in TARGETS["headers"].seeds():
         judge.run(data)
 """
-    result = _python("-c", script)
-    assert result.returncode == 1
-    assert expected in result.stderr
+    status, _, error = _finished(_start("-c", script))
+    assert status == 1
+    assert expected in error
 
 
-def test_fuzz_command_sums_up_and_saves_what_it_finds(tmp_path: Path) -> None:
-    result = _python("-m", "fuzz", "--plain", "--runs", "400", "headers", "indexes")
-    assert result.returncode == 0, result.stderr
-    assert "headers: 158 of 158 runs" in result.stdout
-    last = result.stdout.splitlines()[-1]
+def test_fuzz_command_sums_up() -> None:
+    status, out, error = _finished(_start("-m", "fuzz", "--plain", "--runs", "400", "headers", "indexes"))
+    assert status == 0, error
+    *lines, last = out.splitlines()
+    assert len(lines) == 4
     assert last.startswith("400 runs in ")
-    assert "0 findings" in last
-    assert "no target 'x'" in _python("-m", "fuzz", "x").stderr
+    assert last.endswith("; 0 findings")
+    assert "no target 'x'" in _finished(_start("-m", "fuzz", "x"))[2]

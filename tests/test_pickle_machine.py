@@ -290,3 +290,6 @@ def test_unpickle_ignores_what_is_put_into_inert_objects() -> None:
     assert load(pickled(body)).kind == "Namespace"
     body = named("omegaconf.listconfig", "ListConfig") + b")\x81(K\x01K\x02eK\x03a"
     assert load(pickled(body)).kind == "ListConfig"
+    method = call("builtins", "getattr", named("mmengine.logging.history_buffer", "HistoryBuffer"), text("mean"))
+    assert load(pickled(method)).kind == "method"
+    assert "calls what is no name" in error_of(pickled(method + b")R"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_torch_file import views
 from torch_files import (
     call,
     integer,
@@ -25,6 +24,7 @@ from torch_files import (
     text,
     tuple_of,
     values,
+    views,
 )
 
 from pysoup.checkpoint import torch_legacy
@@ -46,7 +46,7 @@ def error_of(path: Path, data: bytes) -> str:
     return line
 
 
-@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_read_torch_legacy_finds_every_tensor_where_torch_put_it(tmp_path: Path, protocol: int) -> None:
     tensors = views()
     # torch itself cannot read back a storage that ends within an element.
@@ -123,7 +123,10 @@ BROKEN = {
         "views of storages, as torch before 0.4 wrote",
     ),
     "a model": (legacy_bytes(tuple_of(text("module"), b"N", b"N", b"N") + b"Q", {}), "holds a model"),
-    "code": (legacy_bytes(call("os", "system", text("ls")), {}), "calls os.system, which is not data.*byte 1"),
+    "code": (
+        legacy_bytes(call("os", "system", text("ls")), {}),
+        "calls os.system, which is not data.*byte 74 of the file",
+    ),
     "code in the keys": (legacy_bytes(TREE, STORAGES, keys=pickled(call("os", "system"))), "os.system"),
     "keys missing": (legacy_bytes(TREE, STORAGES, keys=pickled(b"]"), data=b""), "no data of storage '0'"),
     "keys unknown": (legacy_bytes(TREE, {**STORAGES, "1": (4, FLOATS)}), "not that of the pickle"),
@@ -170,7 +173,7 @@ def test_read_torch_legacy_of_damaged_files_fails_in_one_line_only(tmp_path: Pat
     )
     path = tmp_path / "a.pth"
     good = 0
-    for _ in range(1500):
+    for _ in range(800):
         data = bytearray(original)
         for _ in range(random.randint(1, 3)):
             data[random.randrange(len(data) - 28)] = random.choice((0, 1, 0x28, 0x71, 0xFF, random.randrange(256)))
@@ -182,4 +185,4 @@ def test_read_torch_legacy_of_damaged_files_fails_in_one_line_only(tmp_path: Pat
         except CheckpointError as error:
             line = str(error)
             assert "\n" not in line
-    assert good < 1000
+    assert good < 500

@@ -202,3 +202,35 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     plain = [t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b)]
     return torch.equal(*plain)
+
+
+def random_tensor(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    raw = torch.randint(0, 2 if dtype == torch.bool else 256, (*shape, dtype.itemsize), dtype=torch.uint8)
+    return raw.view(dtype).reshape(shape)
+
+
+def views() -> dict[str, torch.Tensor]:
+    """Every way in which a tensor can lie in its storage."""
+    types = [getattr(torch, dtype.torch_name) for dtype in dtypes.ALL]
+    base = torch.randn(6, 8)
+    tensors = {f"type.{dtype}": random_tensor(dtype, 3, 5) for dtype in types}
+    return tensors | {
+        "base": base,
+        "sliced": base[2:4],
+        "transposed": base.t(),
+        "columns": base[:, 1:7:2],
+        "expanded": torch.randn(3, 1).expand(3, 4),
+        "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "ones": torch.randn(4, 1, 3).permute(1, 0, 2),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0),
+        "empty_rows": torch.empty(0, 3),
+        "empty_view": base[3:3],
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+        "frozen": torch.nn.Parameter(torch.randn(3), requires_grad=False),
+        "gradient": torch.randn(2, requires_grad=True),
+        "part_of_element": torch.arange(10, dtype=torch.uint8)[:8].view(torch.int32),
+        "": torch.ones(1),
+        "naïve.ключ": torch.ones(2),
+    }

@@ -54,6 +54,8 @@ def open_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> C
     describes the tensors only, and checks it in full; nothing in a file is ever executed. Raises CheckpointError: one
     line with the file, the tensor, what was found and what was expected.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError("not a checkpoint", found=type(path).__name__, expected="a path")
     source = resolve(Path(path))
     return Checkpoint(Path(path), source, [read_contents(file, entry) for file in source.files])
 

@@ -2,9 +2,9 @@
 
 A state dict is a mapping that holds tensors directly. A training checkpoint keeps one or more beside its optimizer and
 counters: one is taken, several are an error that lists them, and ``entry`` picks one by its dotted path. Where a
-mapping and others below it all hold tensors, it is the state dict itself if it holds more of them than those together
-(0-dim tensors and the states of random generators left out): so an odd buffer dict in a state dict does no harm, nor
-does a tensor such as ``best_accuracy`` beside one.
+mapping and others below it all hold tensors, 0-dim ones and the states of random generators left out, it is the state
+dict itself if it holds more of them than those together, and none if it holds less than half as many: so an odd dict of
+buffers in a state dict does no harm, nor does a tensor such as ``best_accuracy`` beside one. In between it is unclear.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SHOWN = 8
 _MOST_DROPPED = 100
 _LONGEST_SHOWN = 80
 _LONGEST_KEY = 64
-_MOST_DOTS = 64
+_MOST_PARTS = 64
 _ROOT = "'' (the file itself)"
 
 # What training loops keep beside the weights; an average of it is never meant. `entry` reaches there all the same.
@@ -111,22 +111,25 @@ class _Mappings:
         count = len(self._mappings)
         below = array("q", bytes(8 * count))
         chosen = bytearray(count)
-        covered = bytearray(count)
+        alone = bytearray(count)
+        found = bytearray(count)
         # From the leaves up: children come after their parents.
         for position in range(count - 1, -1, -1):
-            if self._weights[position] > below[position] or (self._tensors[position] and not covered[position]):
-                chosen[position] = covered[position] = 1
-                below[position] = self._weights[position]
+            weights = self._weights[position]
+            if weights > below[position] or (self._tensors[position] and not found[position]):
+                chosen[position] = alone[position] = 1
+                below[position] = weights
+            elif weights and 2 * weights >= below[position]:
+                chosen[position] = 1
             parent = self._parents[position]
             if parent >= 0:
                 below[parent] += below[position]
-                covered[parent] |= covered[position]
+                found[parent] |= found[position] | chosen[position]
         # From the root down: what is within a state dict is a part of it.
         within = bytearray(count)
         paths = []
-        for position in range(count):
-            parent = self._parents[position]
-            within[position] = parent >= 0 and (within[parent] or chosen[parent])
+        for position, parent in enumerate(self._parents):
+            within[position] = parent >= 0 and (within[parent] or alone[parent])
             if chosen[position] and not within[position]:
                 paths.append(self._path(position))
         return paths
@@ -145,22 +148,22 @@ def _of_training(key: str) -> bool:
 
 def _named(tree: dict[object, object], path: Path, entry: str) -> tuple[str, ...]:
     """The keys that ``entry`` stands for: keys may have dots themselves, so longer ones are tried first."""
-    failed: set[tuple[int, str]] = set()
+    failed: set[tuple[int, int]] = set()
 
-    def find(value: object, rest: str) -> tuple[str, ...] | None:
-        if not rest:
+    def find(value: object, first: int) -> tuple[str, ...] | None:
+        if first == len(parts):
             return ()
-        if not isinstance(value, dict) or (id(value), rest) in failed:
+        if not isinstance(value, dict) or (id(value), first) in failed:
             return None
-        parts = rest.split(".")
-        for count in range(len(parts), 0, -1):
-            key = ".".join(parts[:count])
-            if key in value and (below := find(value[key], ".".join(parts[count:]))) is not None:
+        for end in range(len(parts), first, -1):
+            key = ".".join(parts[first:end])
+            if key in value and (below := find(value[key], end)) is not None:
                 return (key, *below)
-        failed.add((id(value), rest))
+        failed.add((id(value), first))
         return None
 
-    keys = find(tree, entry) if entry.count(".") < _MOST_DOTS else None
+    parts = entry.split(".") if entry else []
+    keys = find(tree, 0) if len(parts) <= _MOST_PARTS else None
     if keys is not None:
         return keys
     candidates = _Mappings(tree, training=True).candidates()
@@ -206,7 +209,7 @@ def _described(
 ) -> Iterator[str]:
     """``optimizer (dict)`` for each item of the mapping at ``keys`` but one, or but the tensors."""
     for key, value in mapping.items():
-        if key is without or (not tensors and isinstance(value, (TensorRef, UnreadTensor))):
+        if (without is not None and key == without) or (not tensors and isinstance(value, (TensorRef, UnreadTensor))):
             continue
         text = key if isinstance(key, str) else key.text if isinstance(key, OtherKey) else "another key"
         yield f"{clip('.'.join((*keys, text)), _LONGEST_SHOWN)} ({kind_of(value)})"

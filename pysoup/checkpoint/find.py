@@ -64,6 +64,8 @@ def find_checkpoints(paths: Any, notes: list[str] | None = None) -> list[Any]:
     ``notes`` gets a line for each folder and pattern: how many it stands for, and what was left out. Raises
     CheckpointError: nothing given, nothing matched, or shards taken for models.
     """
+    if not isinstance(paths, (str, os.PathLike, Checkpoint, Iterable)):
+        raise CheckpointError("no checkpoints given", found=type(paths).__name__, expected="a list of paths")
     result: list[Any] = []
     known: dict[str, Path] = {}
     for item in [paths] if isinstance(paths, (str, os.PathLike, Checkpoint)) else paths:

@@ -8,7 +8,7 @@ from .pickle_state import State
 from .pickle_values import BYTES, FLOAT, LARGE_INT, Refusal
 
 _INT_BYTES = 16
-_LONGEST_DECIMAL = 38
+_LONGEST_DECIMAL = 40
 
 
 def constant(value: object) -> Callable[[State], None]:

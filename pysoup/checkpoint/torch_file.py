@@ -8,6 +8,7 @@ one storage as they are in memory, never compressed. ``byteorder`` and ``version
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 from ..errors import CheckpointError
@@ -92,6 +93,10 @@ def _read(fd: int, path: Path, record: Record, most: int) -> bytes:
         raise CheckpointError(what, file=path, found=f"{record.size} bytes", expected=f"at most {most} bytes")
     buffer = bytearray(record.size)
     read_exactly(fd, memoryview(buffer), record.offset, path)
+    # torch can be told to leave the checksums out.
+    if record.crc and zlib.crc32(buffer) != record.crc:
+        what = f"record {clip(record.name)!r} is damaged: wrong checksum"
+        raise CheckpointError(what, file=path, found=f"{zlib.crc32(buffer):#010x}", expected=f"{record.crc:#010x}")
     return bytes(buffer)
 
 

@@ -10,7 +10,7 @@ import re
 import sys
 
 from .. import dtypes
-from .pickle_values import Global, Refusal
+from .pickle_values import Global, Inert, Refusal
 from .strict_json import clip, is_text
 from .torch_tensors import CONSTRUCTORS, LARGEST, StorageRef, StorageType, TorchType, inert, unread
 
@@ -40,13 +40,17 @@ _RENAMED = {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "t
 """Names of Python 2, which protocol 2 writes to this day, and of older torch."""
 
 _CLASS = re.compile(r"_*[A-Z]\w*(\._*[A-Z]\w*)*", re.ASCII)
-_CLASSES_OF = (
-    *("accelerate", "addict", "argparse", "decimal", "easydict", "fractions", "fvcore", "lightning"),
-    *("lightning_fabric", "lightning_utilities", "ml_collections", "mmcv", "mmengine", "numpy.dtypes"),
-    *("numpy.random", "omegaconf", "pathlib", "pytorch_lightning", "torch.amp", "torch.cuda.amp", "torch.distributed"),
-    *("torch.optim", "torchmetrics", "transformers", "typing", "uuid", "yacs"),
+_CLASSES_OF = tuple(
+    f"{package}."
+    for package in (
+        *("accelerate", "addict", "argparse", "decimal", "deepspeed", "detectron2", "easydict", "fairseq", "fractions"),
+        *("fvcore", "lightning", "lightning_fabric", "lightning_utilities", "ml_collections", "mmcv", "mmengine"),
+        *("numpy.dtypes", "numpy.random", "omegaconf", "pathlib", "pytorch_lightning", "timm", "torch.amp"),
+        *("torch.cuda.amp", "torch.distributed", "torch.optim", "torchmetrics", "transformers", "typing", "uuid"),
+        "yacs",
+    )
 )
-"""Packages whose classes (not functions) are inert."""
+"""Packages whose classes are inert (not their functions: an object's state is data, a call is not)."""
 
 _INERT = {
     **{f"datetime.{name}": name for name in ("date", "datetime", "time", "timedelta", "timezone")},
@@ -90,6 +94,7 @@ _INERT = {
     },
 }
 _NUMPY_TYPE = re.compile(r"(float|u?int|complex|bool|str|bytes|void|object|datetime|timedelta)(\d+|_)?", re.ASCII)
+_METHOD = Inert("method")
 _DISTRIBUTED = ("DTensor", "ShardedTensor")
 _MODELS = ("torch.nn.", "torchvision.models.", "timm.models.", "transformers.models.", "models.")
 
@@ -105,6 +110,8 @@ class TorchEnvironment:
         """What stands for a name. Raises Refusal where it is not known to be data."""
         module = _RENAMED.get(module, module)
         full = f"{module}.{name}"
+        if full == "builtins.getattr":
+            return Global(full, _attribute)
         if full in CONSTRUCTORS:
             return Global(full, CONSTRUCTORS[full])
         if module == "torch" or module.startswith("torch."):
@@ -153,9 +160,16 @@ def _inert_kind(module: str, name: str) -> str | None:
         return kind
     if module == "numpy" and _NUMPY_TYPE.fullmatch(name):
         return "numpy scalar"
-    # Of these packages all classes, but no function: an object's state is data, a call is not.
-    package = any(module == root or module.startswith(f"{root}.") for root in _CLASSES_OF)
-    return clip(name.rpartition(".")[2], 60) if package and _CLASS.fullmatch(name) else None
+    if f"{module}.".startswith(_CLASSES_OF) and _CLASS.fullmatch(name):
+        return clip(name.rpartition(".")[2], 60)
+    return None
+
+
+def _attribute(args: tuple[object, ...]) -> object:
+    """``getattr(class, name)``: how protocol 2 writes the methods that MMEngine keeps in its logs."""
+    if len(args) == 2 and type(args[0]) is Global and args[0].name.startswith(_CLASSES_OF) and type(args[1]) is str:
+        return _METHOD
+    raise Refusal(_refusal("builtins", "getattr"))
 
 
 def _refusal(module: str, name: str) -> str:
