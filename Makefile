@@ -12,7 +12,7 @@ CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -n
 # cmake and ninja from the environment go first: the system's may be absent or old.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help setup build demo test lint fuzz sanitize format bench clean
+.PHONY: help setup build demo test lint fuzz sanitize format bench bench-kernels peers clean
 
 help:
 	@echo 'make setup   create $(VENV) with all dependencies and build the native code (PYTHON=python3.12 picks a Python)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make format  let ruff and clang-format rewrite the sources'
 	@echo 'make bench   measure speed, write benchmarks/results/'
 	@echo 'make peers   the other tools that make bench measures, in .venv-peers (make bench does it)'
+	@echo 'make bench-kernels  time the kernels alone (ARGS="--benchmark-save=NAME", "--benchmark-compare=*_NAME")'
 	@echo 'make clean   remove what was built'
 
 setup: build
@@ -81,6 +82,9 @@ peers: .venv-peers/.created
 	@echo 'Installing the peers into .venv-peers'
 	@bash benchmarks/peers/create_venv.sh $(RUN) .venv-peers
 	@touch $@
+
+bench-kernels: build
+	$(RUN) -m pytest benchmarks/test_kernels.py $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.built

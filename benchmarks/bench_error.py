@@ -1,4 +1,4 @@
-"""How exact the averages are, and that the peers' results are ours: error in ulp over all elements, mergekit within 1 ulp.
+"""How exact the averages are, in ulp over all elements, and how far the peers' results are from ours.
 
     python benchmarks/bench_error.py [--ingredients 7 8]
 
@@ -101,9 +101,24 @@ def main() -> None:
                 )
             )
             table[f"{code.lower()}-{count}"] = {name: asdict(error) for name, error in found.items()}
-            print(code, count, {k: f"{v.largest:.4g} {v.mean:.4f} {v.misrounded:.1%} {v.zeros_missed}" for k, v in found.items()}, flush=True)
+            print(
+                code,
+                count,
+                {k: f"{v.largest:.4g} {v.mean:.4f} {v.misrounded:.1%} {v.zeros_missed}" for k, v in found.items()},
+                flush=True,
+            )
     exact = {name: {c: identical(average, NAMES[c]) for c in args.dtypes} for name, average in contenders.items()}
-    save("error", {"machine": info, "elements": family.elements, "goals": rows, "mergekit": details, "ulp": table, "identical": exact})
+    save(
+        "error",
+        {
+            "machine": info,
+            "elements": family.elements,
+            "goals": rows,
+            "mergekit": details,
+            "ulp": table,
+            "identical": exact,
+        },
+    )
     print(goals_table(rows))
     print(exact)
 

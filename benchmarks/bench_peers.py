@@ -1,4 +1,4 @@
-"""File to file against the other tools: whole processes on the same checkpoints, with a warm and with a cold page cache.
+"""File to file against the other tools: whole processes on the same checkpoints, page cache warm and cold.
 
     python benchmarks/bench_peers.py [--model large] [--ingredients 8] [--dtypes F32,BF16] [--rounds 5] [--data DIR]
 
@@ -201,21 +201,21 @@ def goals(code: str, contests: dict[str, Contest]) -> list[dict[str, Any]]:
     label = code.lower()
     if "warm" in contests:
         warm = contests["warm"]
-        for peer in PEERS:
-            if peer.needs == "mergekit" and peer.label in warm.runs:
-                rows.append(
-                    goal_row(f"{label}, warm: times faster than {peer.label}", ">= 10", 10, warm.ratio(peer.label, "pysoup"))
-                )
+        rows += [
+            goal_row(f"{label}, warm: times faster than {p.label}", ">= 10", 10, warm.ratio(p.label, "pysoup"))
+            for p in PEERS
+            if p.needs == "mergekit" and p.label in warm.runs
+        ]
         least = {n: max(r.peak_anonymous for r in runs) for n, runs in warm.runs.items() if n not in CEILINGS}
         ours = least.pop("pysoup")
         name = min(least, key=lambda n: least[n])
         share = least[name] / ours
-        rows.append(
-            goal_row(f"{label}: peak anonymous memory, the thriftiest peer's ({name}) over pysoup's", ">= 5", 5, (share,) * 2)
-        )
+        what = f"{label}: peak anonymous memory, the thriftiest peer's ({name}) over pysoup's"
+        rows.append(goal_row(what, ">= 5", 5, (share, share)))
     if "cold" in contests:
         ratio = contests["cold"].ratio("pysoup", DIRECT)
-        rows.append(goal_row(f"{label}, cold: time over a direct sequential read", "<= 1.25", 1.25, ratio, at_most=True))
+        what = f"{label}, cold: time over a direct sequential read"
+        rows.append(goal_row(what, "<= 1.25", 1.25, ratio, at_most=True))
     return rows
 
 
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--ingredients", type=int, default=8)
     parser.add_argument("--dtypes", default="F32,BF16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--patience", type=float, default=12.0, help="seconds a contender may use up before it sits out")
+    parser.add_argument("--patience", type=float, default=12.0, help="seconds before a contender sits out")
     parser.add_argument("--parts", default="warm,cold")
     parser.add_argument("--only", default="", help="parts of the names of contenders' scripts, with commas")
     parser.add_argument("--suffix", default=".safetensors", help="or .pt")

@@ -60,7 +60,9 @@ class Family:
         return [(n, p.view(s)) for (n, s), p in zip(self.shapes.items(), flat.split(sizes), strict=True)]
 
 
-def checkpoints(family: Family, folder: Path, count: int, dtype: torch.dtype, suffix: str = ".safetensors") -> list[Path]:
+def checkpoints(
+    family: Family, folder: Path, count: int, dtype: torch.dtype, suffix: str = ".safetensors"
+) -> list[Path]:
     """``count`` files in ``folder``, made once."""
     paths = [folder / f"{CODES[dtype].lower()}-{index:02d}{suffix}" for index in range(count)]
     for index, path in enumerate(paths):

@@ -40,8 +40,10 @@ PEERS = (
 
 def peers_python() -> str | None:
     """The interpreter of the peers' environment, or None, with a line that says so."""
-    if PYTHON.exists() and subprocess.run([PYTHON, "-c", "import torch"], check=False, capture_output=True).returncode == 0:
-        return str(PYTHON)
+    if PYTHON.exists():
+        runs = subprocess.run([PYTHON, "-c", "import torch"], check=False, capture_output=True)
+        if runs.returncode == 0:
+            return str(PYTHON)
     print(f"{PYTHON.parents[1].name} is not there (make peers): mergekit and sd-mecha are left out", file=sys.stderr)
     return None
 

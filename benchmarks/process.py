@@ -64,7 +64,8 @@ class _Peak:
                 status = self._path.read_text()
             except OSError:
                 return
-            self.value = max(self.value, *(int(x.split()[1]) * 1024 for x in status.splitlines() if x[:7] == "RssAnon"), 0)
+            found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")]
+            self.value = max(self.value, *found, 0)
 
     def stop(self) -> None:
         self._ended.set()

@@ -79,7 +79,7 @@ def distance(a: torch.Tensor, b: torch.Tensor, inputs: Sequence[torch.Tensor]) -
 
 
 def _mean(parts: Sequence[torch.Tensor]) -> np.ndarray:
-    """In f64, where sums of a few narrower numbers are exact but for extreme spreads; f64 inputs in numpy's longdouble."""
+    """In f64, where sums of a few narrower numbers are exact but for extreme spreads; of f64 in longdouble."""
     total = np.zeros(parts[0].numel(), dtype=np.longdouble if parts[0].dtype == torch.float64 else np.float64)
     for part in parts:
         total += part.to(torch.float64).numpy()

@@ -31,7 +31,7 @@ if ! "$work/thread" 2>"$work/log"; then
   "${unrandomised[@]}" "$work/thread" 2>>"$work/log" || fail "ThreadSanitizer does not start: $(head -n 1 "$work/log")"
 fi
 
-# configure FOLDER SANITIZERS OPTION...: a build with both the tests and, by default, the module.
+# build FOLDER SANITIZERS OPTION...: the C++ tests and, by default, the module.
 build() {
   local folder=$1 sanitizers=$2
   shift 2
@@ -85,8 +85,8 @@ import ctypes
 from pysoup import _native
 from pysoup.columns import Columns, SourceColumn
 
-source, out = ctypes.create_string_buffer(400), ctypes.create_string_buffer(800)
-columns = Columns.in_memory([200], [ctypes.addressof(out)], bytes([1]), bytes([0]), 1.0)
+source, out = ctypes.create_string_buffer(256), ctypes.create_string_buffer(512)
+columns = Columns.in_memory([128], [ctypes.addressof(out)], bytes([1]), bytes([0]), 1.0)
 _native.run(columns.plan([SourceColumn.in_memory([ctypes.addressof(source)], bytes([1]), 1.0)]), threads=1)
 PYTHON
 caught 'AddressSanitizer: heap-buffer-overflow' instrumented overrun.py

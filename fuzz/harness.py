@@ -159,7 +159,8 @@ def check_consistent(checkpoint: Checkpoint, path: Path) -> None:
         alias.encode("utf-8")
     require(all(type(k) is str and type(v) is str for k, v in checkpoint.metadata.items()), "metadata that is no text")
     require(checkpoint.total_bytes == sum(e.nbytes for e in entries), "total bytes")
-    require(all(type(text) is str and text.isprintable() for text in checkpoint.dropped), "what was left out")
+    require(all(type(text) is str and len(text) < 200 for text in checkpoint.dropped[:1000]), "what was left out")
+    require(len(checkpoint.dropped) <= 1000, "much was left out")
 
 
 def _check_range(entry: TensorEntry, size: int) -> None:

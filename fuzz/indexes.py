@@ -51,8 +51,9 @@ class Indexes(Target):
         return other(data, self.longest) if rng.random() < 0.25 else mutate_tokens(rng, data, WORDS)[: self.longest]
 
     def accepted(self, path: Path, checkpoint: Checkpoint, tensors: dict[str, bytes] | None) -> None:
-        require([file.name for file in checkpoint.files] == [FIRST, SECOND], f"files {checkpoint.files}")
         require(all(file.parent == path.parent for file in checkpoint.files), "a shard outside the directory")
-        require({n: checkpoint.files[checkpoint.entry(n).file].name for n in checkpoint} == MAP, "another map")
-        require(json.loads(path.read_bytes())["weight_map"] == MAP, "json reads another map")
-        require(tensors == {"a": b"a", "b": b"b", "c": b"c"}, f"tensors {tensors}")
+        shards = {name: checkpoint.files[checkpoint.entry(name).file].name for name in checkpoint}
+        theirs = json.loads(path.read_bytes())["weight_map"]
+        require(shards == theirs, f"json reads the map {theirs}")
+        expected = {name: name.encode() for name, shard in MAP.items() if shard in shards.values()}
+        require(tensors == expected, f"tensors {tensors}")

@@ -20,6 +20,8 @@ NAMES = tuple(
     b"torch FloatStorage BFloat16Storage LongStorage UntypedStorage bfloat16 float8_e4m3fn Size device "
     b"torch._tensor _rebuild_from_type_v2 torch.nn.parameter Parameter builtins eval exec getattr set dict os system "
     b"posix subprocess Popen numpy.core.multiarray _reconstruct scalar numpy dtype argparse Namespace copyreg "
+    b"_rebuild_parameter_with_state _rebuild_from_type _rebuild_qtensor _rebuild_device_tensor_from_cpu_tensor "
+    b"_rebuild_sparse_tensor Tensor Buffer QInt8Storage quint8 float4_e2m1fn_x2 Counter defaultdict bytes list neg "
     b"_reconstructor _codecs encode __main__ Model pickle loads functools partial torch.hub load".split()
 )
 _GLOBALS = [b"c%b\n%b\n" % (module, name) for module in NAMES for name in NAMES if module.islower()]

@@ -19,7 +19,12 @@ _forced_isa: ContextVar[str | None] = ContextVar("forced_isa", default=None)
 
 
 def load() -> ModuleType:
-    """The native module. A missing or broken build is one clear :class:`BackendError` at the first call."""
+    """The native module. A missing or broken build is one clear :class:`BackendError` at the first call.
+
+    So is a big-endian machine: files are little-endian, and their bytes are summed as they are.
+    """
+    if sys.byteorder != "little":
+        raise BackendError("this machine is not supported", found="big-endian", expected="little-endian")
     try:
         return importlib.import_module("._C", __package__)
     except ImportError as error:

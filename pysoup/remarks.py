@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from . import _native
 from .checkpoint import Checkpoint, duplicate_inputs
+from .checkpoint.reading import reason
 from .columns import ACC_F64, Columns, SourceColumn
+from .errors import CheckpointError
 from .file_plan import Member, read_error, real_parts
 
 _SHOWN = 8
+_LONGEST_SHOWN = 200
 _PROBED = 16
 _PROBE_BUFFER = 1 << 20
 
@@ -44,12 +47,12 @@ def key_notes(
     if keys == "intersection":
         chosen = set(names) | set(aliases)
         dropped = {n for c in checkpoints for n in (*c, *c.aliases)} - chosen
-        notes += [f"left out, not in all inputs: {n}" for n in sorted(dropped)]
+        notes += [f"left out, not in all inputs: {_brief(n)}" for n in sorted(dropped)]
     if keys == "union":
         for name in names:
             holders = sum(name in c or name in c.aliases for c in checkpoints)
             if holders < len(checkpoints):
-                notes.append(f"averaged over {holders} of {len(checkpoints)} inputs: {name}")
+                notes.append(f"averaged over {holders} of {len(checkpoints)} inputs: {_brief(name)}")
     return notes
 
 
@@ -58,9 +61,9 @@ def nonfinite_notes(members: Sequence[Member], names: Sequence[str]) -> list[str
     notes = []
     for name, holders in _sources_of_nonfinite(members, names[:_PROBED]).items():
         where = f"in {_some(holders)}" if holders else "its mean is out of range"
-        notes.append(f"NaN or infinity in tensor {name!r}: {where}")
+        notes.append(f"NaN or infinity in tensor {_quoted(name)}: {where}")
     if len(names) > _PROBED:
-        notes.append(f"NaN or infinity in {len(names) - _PROBED} more tensors: {_some(names[_PROBED:])}")
+        notes.append(f"NaN or infinity in {len(names) - _PROBED} more tensors: {_some(map(_brief, names[_PROBED:]))}")
     return notes
 
 
@@ -68,7 +71,12 @@ def _sources_of_nonfinite(members: Sequence[Member], names: Sequence[str]) -> di
     """Tensor -> the members whose own values there are not all finite: each read once more, the sum thrown away."""
     columns, source = Columns(), SourceColumn()
     rows: list[tuple[str, str]] = []
-    sink = os.open(os.devnull, os.O_WRONLY)
+    if not names:
+        return {}
+    try:
+        sink = os.open(os.devnull, os.O_WRONLY)
+    except OSError as error:
+        raise CheckpointError(reason(error), file=os.devnull) from None
     try:
         for name in names:
             for member in members:
@@ -90,6 +98,17 @@ def _sources_of_nonfinite(members: Sequence[Member], names: Sequence[str]) -> di
     for name, path in (rows[row] for row in flagged or ()):
         found[name].append(path)
     return found
+
+
+def _quoted(name: str) -> str:
+    """The name of a tensor, escaped, and cut where that makes it long."""
+    text = repr(name)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}... ({len(name)} characters)"
+
+
+def _brief(name: str) -> str:
+    """The same without quotes where there is nothing to escape or cut."""
+    return name if name.isprintable() and len(name) <= _LONGEST_SHOWN else _quoted(name)
 
 
 def _some(texts: Iterable[str]) -> str:

@@ -74,7 +74,7 @@ DATA = packed(BAD)
 
 @dataclass(frozen=True)
 class Place:
-    """A good input, a directory for the bad one, one for the output; ``root`` holds them and all else that is watched."""
+    """A good input, a directory for the bad one, one for the output: ``root`` holds all that is watched."""
 
     root: Path
 
@@ -251,7 +251,7 @@ def torch_refuses(path: Path) -> bool:
         warnings.simplefilter("ignore")
         try:
             torch.load(path, weights_only=True)
-        except Exception:  # noqa: BLE001
+        except Exception:
             return True
     return False
 
@@ -270,7 +270,7 @@ def numpy_refuses(path: Path) -> bool:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             for name in arrays.files:
                 assert arrays[name].dtype.kind in "fV"
-    except Exception:  # noqa: BLE001
+    except Exception:
         return True
     return False
 

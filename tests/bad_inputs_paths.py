@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from bad_inputs import BAD, HEADER, Make, Oracle, Row, numpy_refuses, packed, safetensors_refuses, torch_refuses
+from bad_inputs import BAD, HEADER, Make, Row, packed
 from bad_inputs_npz import header, npz
 from bad_inputs_torch import archive, legacy
 from checkpoint_files import entry, raw_file
@@ -91,7 +91,10 @@ def is_empty(path: Path) -> bool:
 MISSING = {"safetensors": None, "torch zip": archive(), "torch legacy": legacy(), "npz": npz()}
 
 PATHS = [
-    *(Row("missing file", kind, instead(is_missing, make), "no such file", is_missing) for kind, make in MISSING.items()),
+    *(
+        Row("missing file", kind, instead(is_missing, make), "no such file", is_missing)
+        for kind, make in MISSING.items()
+    ),
     Row("missing file", "below a file", below_a_file, "no such file|not a directory", cannot_be_opened),
     Row("missing file", "broken link", instead(lambda p: p.symlink_to("x")), "broken symbolic link", cannot_be_opened),
     Row("missing file", "name with NUL", named("a\0b.safetensors"), "", cannot_be_opened, file="a"),
@@ -100,21 +103,58 @@ PATHS = [
         Row("empty file", kind, instead(lambda path: path.write_bytes(b""), make), "file is empty|too short", is_empty)
         for kind, make in MISSING.items()
     ),
-    Row("unreadable path", "link to itself", instead(lambda p: p.symlink_to(p.name)), "symbolic link", cannot_be_opened),
+    Row(
+        "unreadable path", "link to itself", instead(lambda p: p.symlink_to(p.name)), "symbolic link", cannot_be_opened
+    ),
     Row("unreadable path", "links to each other", instead(a_pipe_of_two_links), "symbolic link", cannot_be_opened),
     Row("unreadable path", "FIFO", instead(os.mkfifo), "not a regular file", is_no_regular_file),
-    Row("unreadable path", "link to a FIFO", instead(lambda p: (os.mkfifo(p.with_name("x")), p.symlink_to("x"))),
-        "not a regular file", is_no_regular_file),
+    Row(
+        "unreadable path",
+        "link to a FIFO",
+        instead(lambda p: (os.mkfifo(p.with_name("x")), p.symlink_to("x"))),
+        "not a regular file",
+        is_no_regular_file,
+    ),
     Row("unreadable path", "socket", instead(listen), "not a regular file", cannot_be_opened),
-    Row("unreadable path", "endless device", instead(lambda p: p.symlink_to("/dev/zero")), "not a regular file", is_no_regular_file),
-    Row("unreadable path", "empty device", instead(lambda p: p.symlink_to("/dev/null")), "not a regular file", is_no_regular_file),
-    Row("unreadable path", "FIFO for a torch file", instead(os.mkfifo, archive()), "not a regular file", is_no_regular_file),
-    Row("unreadable path", "FIFO for an array file", instead(os.mkfifo, npz()), "not a regular file", is_no_regular_file),
-    Row("unreadable path", "directory named like a file", instead(Path.mkdir), "no weights in directory", cannot_be_opened),
+    Row(
+        "unreadable path",
+        "endless device",
+        instead(lambda p: p.symlink_to("/dev/zero")),
+        "not a regular file",
+        is_no_regular_file,
+    ),
+    Row(
+        "unreadable path",
+        "empty device",
+        instead(lambda p: p.symlink_to("/dev/null")),
+        "not a regular file",
+        is_no_regular_file,
+    ),
+    Row(
+        "unreadable path",
+        "FIFO for a torch file",
+        instead(os.mkfifo, archive()),
+        "not a regular file",
+        is_no_regular_file,
+    ),
+    Row(
+        "unreadable path", "FIFO for an array file", instead(os.mkfifo, npz()), "not a regular file", is_no_regular_file
+    ),
+    Row(
+        "unreadable path",
+        "directory named like a file",
+        instead(Path.mkdir),
+        "no weights in directory",
+        cannot_be_opened,
+    ),
 ]
 
 KINDS = ("safetensors", "torch zip", "torch legacy", "npz")
-CODES = {"F32": ("f", "FloatStorage", "'<f4'"), "F16": ("e", "HalfStorage", "'<f2'"), "I32": ("i", "IntStorage", "'<i4'")}
+CODES = {
+    "F32": ("f", "FloatStorage", "'<f4'"),
+    "F16": ("e", "HalfStorage", "'<f2'"),
+    "I32": ("i", "IntStorage", "'<i4'"),
+}
 Tensors = dict[str, tuple[tuple[int, ...], str]]
 """Shape and type by name."""
 
@@ -139,7 +179,9 @@ def written(directory: Path, kind: str, tensors: Tensors) -> Path:
         from npz_files import archive as npz_archive
 
         texts = {name: f"({''.join(f'{n},' for n in shape)})" for name, (shape, _) in tensors.items()}
-        return npz_archive(path, {f"{n}.npy": npy(header(texts[n], CODES[d][2]), raw[n]) for n, (_, d) in tensors.items()})
+        return npz_archive(
+            path, {f"{n}.npy": npy(header(texts[n], CODES[d][2]), raw[n]) for n, (_, d) in tensors.items()}
+        )
     store = storage if kind == "torch zip" else legacy_storage
     views = {}
     for key, (name, (shape, dtype)) in enumerate(tensors.items()):
@@ -150,21 +192,25 @@ def written(directory: Path, kind: str, tensors: Tensors) -> Path:
     if kind == "torch zip":
         return torch_file(directory / "bad.pt", pickled(mapping(views)), stored)
     path = directory / "bad.bin"
-    sizes = {key: (len(data) // (2 if t[1] == "F16" else 4), data) for (key, data), t in zip(stored.items(), tensors.values(), strict=True)}
+    sizes = {
+        key: (len(data) // (2 if t[1] == "F16" else 4), data)
+        for (key, data), t in zip(stored.items(), tensors.values(), strict=True)
+    }
     path.write_bytes(legacy_bytes(mapping(views), sizes))
     return path
 
 
 FIT: Tensors = {"a": ((2,), "F32"), "w": ((2, 2), "F32")}
+COLUMN, FLAT, WIDE, HALF = ((2, 1), "F32"), ((4,), "F32"), ((2, 3), "F32"), ((2, 2), "F16")
 DIFFERENT: dict[str, tuple[str, Tensors, str, str | None]] = {
     "one less": ("different names", {"a": FIT["a"]}, "lacks 'w'", None),
     "one more": ("different names", FIT | {"v": ((1,), "F32")}, "has also 'v'", None),
     "another": ("different names", {"a": FIT["a"], "W": FIT["w"]}, "lacks 'w' and has also 'W'", None),
     "wrapped in part": ("different names", {"a": FIT["a"], "module.w": FIT["w"]}, "has also 'module.w'", None),
-    "transposed": ("different shapes", {"a": ((2, 1), "F32"), "w": ((2, 2), "F32")}, r"found \[2, 1\], expected \[2\] as in", "a"),
-    "of as many elements": ("different shapes", FIT | {"w": ((4,), "F32")}, r"found \[4\], expected \[2, 2\] as in", "w"),
-    "larger": ("different shapes", FIT | {"w": ((2, 3), "F32")}, r"found \[2, 3\], expected \[2, 2\] as in", "w"),
-    "half as wide": ("different dtypes", FIT | {"w": ((2, 2), "F16")}, "found F16, expected F32 as in", "w"),
+    "deeper": ("different shapes", {"a": COLUMN, "w": FIT["w"]}, r"found \[2, 1\], expected \[2\] as in", "a"),
+    "flat": ("different shapes", FIT | {"w": FLAT}, r"found \[4\], expected \[2, 2\] as in", "w"),
+    "larger": ("different shapes", FIT | {"w": WIDE}, r"found \[2, 3\], expected \[2, 2\] as in", "w"),
+    "half as wide": ("different dtypes", FIT | {"w": HALF}, "found F16, expected F32 as in", "w"),
     "integers": ("different dtypes", FIT | {"w": ((2, 2), "I32")}, "found I32, expected F32 as in", "w"),
 }  # fmt: skip
 
@@ -194,7 +240,9 @@ def different(kind: str, what: str) -> Row:
     def make(directory: Path, broken: bool) -> Path:
         return written(directory, kind, tensors if broken else FIT)
 
-    return Row(line, f"{kind}, {what}", make, says, differs, tensor, error=IncompatibleError, of_a_model=what != "half as wide")
+    return Row(
+        line, f"{kind}, {what}", make, says, differs, tensor, error=IncompatibleError, of_a_model=what != "half as wide"
+    )
 
 
 NOT_FITTING = [different(kind, what) for what in DIFFERENT for kind in KINDS]

@@ -29,8 +29,7 @@ def ending(call: Callable[[], object]) -> list[str]:
         call()
     except SoupError as error:
         return [type(error).__name__, str(error)]
-    except BaseException as error:  # noqa: BLE001
-        import traceback; traceback.print_exc()
+    except BaseException as error:
         return [type(error).__name__]
     return ["done"]
 
@@ -63,8 +62,9 @@ def another_user(root: Path) -> Ends:
             locked = given / inside[name] if name in inside else root / name
         output = root / "out" / f"{name}.safetensors"
         mode = locked.stat().st_mode
+        look = os.listdir if locked.is_dir() else open
         locked.chmod(0)
-        refused = fails(lambda where=locked, to=given: (os.listdir if to == where else open)(where))
+        refused = fails(lambda to=locked, how=look: how(to))
         first = ending(lambda to=given, out=output: pysoup.average_checkpoints([root / "good.safetensors", to], out))
         locked.chmod(mode)
         second = ending(lambda to=given, out=output: pysoup.average_checkpoints([root / "good.safetensors", to], out))
@@ -73,7 +73,7 @@ def another_user(root: Path) -> Ends:
         folder = root / "closed"
         for output in (folder / "soup.safetensors", folder / "soup.pt", folder / "soup"):
             folder.chmod(mode)
-            refused = fails(lambda: os.mkdir(folder / "x"))
+            refused = fails(lambda where=folder: os.mkdir(where / "x"))
             first = ending(lambda to=output: pysoup.average_checkpoints([root / "good.safetensors"], to))
             folder.chmod(0o755)
             second = ending(lambda to=output: pysoup.average_checkpoints([root / "good.safetensors"], to))
@@ -91,7 +91,13 @@ def warm_up(root: Path) -> None:
     """All that is loaded late is loaded now."""
     (root / "warm").mkdir()
     (root / "warm" / "out").mkdir()
-    for given in ("bad.safetensors/bad.safetensors", "bad.pt/bad.pt", "bad.bin/bad.bin", "bad.npz/bad.npz", "model/model"):
+    for given in (
+        "bad.safetensors/bad.safetensors",
+        "bad.pt/bad.pt",
+        "bad.bin/bad.bin",
+        "bad.npz/bad.npz",
+        "model/model",
+    ):
         pysoup.average_checkpoints([root / given], root / "warm" / "out" / f"{Path(given).name}.pt")
     pysoup.average_checkpoints([root / "model" / "model"], root / "warm" / "out" / "directory")
 
@@ -105,7 +111,9 @@ def small_files(root: Path) -> Ends:
     limit = size * 3 // 4
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     names = ("x.safetensors", "x.pt", "x")
-    found: Ends = {"reserved, " + n: ending(lambda to=n: pysoup.average_checkpoints(inputs[:1], out / to)) for n in names}
+    found: Ends = {
+        "reserved, " + n: ending(lambda to=n: pysoup.average_checkpoints(inputs[:1], out / to)) for n in names
+    }
     found["unpacked"] = ending(lambda: pysoup.average_checkpoints(inputs, out / "x.safetensors", **bf16))
     found["left"] = sorted(os.listdir(out))
     found["fits"] = ending(lambda: pysoup.average_checkpoints(inputs[:1], out / "fits.safetensors", **bf16))
@@ -123,7 +131,12 @@ def small_files(root: Path) -> Ends:
 def few_descriptors(root: Path) -> Ends:
     """From as many descriptors as are needed down to none: each time the result, or one line and nothing."""
     warm_up(root)
-    inputs = [root / "good.safetensors", root / "model" / "model", root / "bad.npz" / "bad.npz", root / "bad.pt" / "bad.pt"]
+    inputs = [
+        root / "good.safetensors",
+        root / "model" / "model",
+        root / "bad.npz" / "bad.npz",
+        root / "bad.pt" / "bad.pt",
+    ]
     used = len(os.listdir("/proc/self/fd")) - 1
     found: Ends = {}
     for name in ("soup.safetensors", "soup.pt", "soup"):
@@ -161,4 +174,8 @@ if __name__ == "__main__":
     case, where = sys.argv[1], Path(sys.argv[2])
     if case == "stopped":
         stopped(where, sys.argv[3])
-    print(json.dumps({"another user": another_user, "small files": small_files, "few descriptors": few_descriptors}[case](where)))
+    print(
+        json.dumps(
+            {"another user": another_user, "small files": small_files, "few descriptors": few_descriptors}[case](where)
+        )
+    )

@@ -71,7 +71,7 @@ def test_path_without_rights_is_one_line_and_readable_again_it_is_averaged(root:
         output = name.startswith("no")
         assert first[0] == ("OutputError" if output else "CheckpointError"), (name, first)
         assert_line(first[1])
-        assert ("not writable" in first[1] or "permission denied" in first[1]), first
+        assert "not writable" in first[1] or "permission denied" in first[1], first
         assert second == ["done"], name
     assert "shard" in found["shard"][1][1] or "00002" in found["shard"][1][1]
     for name in MAKERS:
@@ -196,7 +196,9 @@ def test_read_error_in_what_describes_the_tensors_names_the_file(
     read = os.preadv
 
     def broken(fd: int, *rest: object) -> int:
-        if "bad" in os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) or "model" in os.readlink(f"/proc/self/fd/{fd}"):
+        if "bad" in os.path.basename(os.readlink(f"/proc/self/fd/{fd}")) or "model" in os.readlink(
+            f"/proc/self/fd/{fd}"
+        ):
             raise OSError(5, "Input/output error")
         return read(fd, *rest)  # type: ignore[arg-type]
 

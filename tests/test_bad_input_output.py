@@ -65,7 +65,7 @@ def test_bad_input_that_is_the_output_is_refused_however_it_is_spelled(
     assert os.path.samefile(output, place.good)
     other = archive()(place.bad, False)
     for paths in ([place.good, other], [other, place.good]):
-        error = refusal(lambda: pysoup.average_checkpoints(paths, output, overwrite=overwrite), place.root)
+        error = refusal(lambda given=paths: pysoup.average_checkpoints(given, output, overwrite=overwrite), place.root)
         assert isinstance(error, OutputError)
         assert "good.safetensors" in str(error) or os.path.basename(output) in str(error)
         assert ("output is an input" if overwrite else "already exists") in str(error)
@@ -93,22 +93,22 @@ def test_bad_input_of_another_format_that_is_the_output_is_refused(name: str, pl
     assert ("output is an input" if name[-3:] in (".pt", "pth") else "unsupported suffix") in str(error)
 
 
+def linked_directory(model: Path) -> str:
+    link = model.with_name("link")
+    link.symlink_to(model.name)
+    return str(link)
+
+
 DIRECTORIES: dict[str, Callable[[Path], str]] = {
     "itself": str,
     "with a slash": lambda model: f"{model}/",
-    "relative": lambda model: os.path.relpath(model),
-    "symbolic link": lambda model: linked_directory(model),
+    "relative": os.path.relpath,
+    "symbolic link": linked_directory,
     "its parent": lambda model: str(model.parent),
     "inside": lambda model: str(model / "soup"),
     "its shard": lambda model: str(model / W),
     "its index": lambda model: str(model / "model.safetensors.index.json"),
 }
-
-
-def linked_directory(model: Path) -> str:
-    link = model.with_name("link")
-    link.symlink_to(model.name)
-    return str(link)
 
 
 @pytest.mark.parametrize("by_index", [False, True])

@@ -80,3 +80,10 @@ def test_bad_input_weights_without_their_fault_are_taken(place: Place) -> None:
     assert read_safetensors(place.output) == MEAN
     pysoup.average_checkpoints(paths, place.output, [1, -1], normalize=False, overwrite=True)
     assert read_safetensors(place.output) == {"a": [-2, -4], "w": [-4, -4, -4, -4]}
+
+
+def test_bad_input_of_weight_zero_is_refused_all_the_same(place: Place) -> None:
+    bad = archive(cut=1)(place.bad, True)
+    error = refusal(lambda: pysoup.average_checkpoints([place.good, bad], place.output, [1, 0]), place.root)
+    assert str(bad) in str(error)
+    refusal(lambda: pysoup.load_soup_(model(), [place.good, bad], [1, 0]), place.root)

@@ -81,6 +81,12 @@ print(average_state_dicts([{"x": x}, {"x": x * 3}])["x"].double().sum().item())
         assert float(results.pop()) > 0
 
 
+def test_big_endian_machines_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "byteorder", "big")
+    with pytest.raises(BackendError, match="not supported: found big-endian, expected little-endian"):
+        average_state_dicts([{"x": torch.ones(3)}])
+
+
 @pytest.mark.parametrize("threads", [0, -1, 5000, True, 1.5, "2"])
 def test_wrong_numbers_of_threads_are_refused(threads: object) -> None:
     with pytest.raises(BackendError, match="threads"):

@@ -43,10 +43,7 @@ def run(average: Callable[[Iterable[StateDict]], StateDict], *, mapped: bool = F
     """Loads, averages, saves. ``mapped`` opens all files at once, by mapping; otherwise one is loaded after another."""
     options = arguments()
     models: Iterable[StateDict]
-    if mapped:
-        models = [load(path, mapped=True) for path in options.inputs]
-    else:
-        models = Inputs(options.inputs)
+    models = [load(path, mapped=True) for path in options.inputs] if mapped else Inputs(options.inputs)
     save(average(models), options.output)
 
 

@@ -1,4 +1,4 @@
-"""mergekit's `merge_state_dicts`, its fastest way from Python: files mapped, method `linear`, equal or given weights."""
+"""mergekit's `merge_state_dicts`, its fastest way from Python: files mapped, method `linear`."""
 
 from __future__ import annotations
 

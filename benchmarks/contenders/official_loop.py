@@ -1,4 +1,4 @@
-"""The uniform soup as the paper's code does it: a new dictionary for every model, scaled and added in the input's dtype.
+"""The uniform soup as the paper's code does it: a new dictionary for every model, in the input's dtype.
 
 Our rendering of what mlfoundations/model-soups does (main.py, --uniform-soup).
 """

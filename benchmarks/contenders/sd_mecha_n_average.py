@@ -1,4 +1,4 @@
-"""sd-mecha's `n_average`: merged in f32, stored in the inputs' dtype, without its scan for values that are not finite."""
+"""sd-mecha's `n_average`: merged in f32, stored in the inputs' dtype, not scanned for NaN or Inf."""
 
 from __future__ import annotations
 

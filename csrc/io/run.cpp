@@ -16,6 +16,7 @@
 
 #include "../errors.h"
 #include "../float_environment.h"
+#include "mapped.h"
 #include "nonfinite.h"
 #include "positional.h"
 
@@ -57,6 +58,7 @@ class Run {
 
   Outcome execute(const Tick& tick) {
     bool helpers_only = needs_buffer_ && bytes_ >= kInlineBytes;  // a blocked read must not block Ctrl-C
+    if (helpers_only) mapped_ = std::make_unique<MappedFiles>(plan_);
     std::vector<std::thread> workers;
     int spawned = helpers_only ? threads_ : threads_ - 1;
     workers.reserve(static_cast<std::size_t>(spawned));  // growing could throw while threads run
@@ -153,6 +155,8 @@ class Run {
         pointers[k] = reinterpret_cast<const char*>(source.at) + begin * size;
         continue;
       }
+      pointers[k] = mapped_ ? mapped_->find(source.fd, source.at + begin * size, n * size) : nullptr;
+      if (pointers[k] != nullptr) continue;
       read_at(source.fd, free_buffer, n * size, source.at + begin * size);
       pointers[k] = free_buffer;
       free_buffer += align_up(n * size);
@@ -161,6 +165,10 @@ class Run {
     bool to_file = segment.dst.fd >= 0;
     char* dst = to_file ? free_buffer : reinterpret_cast<char*>(segment.dst.at) + begin * size;
     if (compute(segment, pointers.data(), dtypes.data(), n, dst)) find_rows(index, begin, n, dst, nonfinite);
+    for (std::size_t k = 0; mapped_ && k < segment.count; ++k) {
+      const Place& source = plan_.sources[segment.first_source + k];
+      if (source.fd >= 0) mapped_->check(source.fd, source.at + begin * item_size(source.dtype));
+    }
     if (to_file) write_at(segment.dst.fd, dst, n * size, segment.dst.at + begin * size);
     done_.fetch_add(moved + n * size, std::memory_order_relaxed);
   }
@@ -216,6 +224,7 @@ class Run {
   bool needs_buffer_ = false;
   int threads_ = 1;
 
+  std::unique_ptr<MappedFiles> mapped_;
   std::atomic<std::uint64_t> next_{0};
   std::atomic<std::uint64_t> done_{0};
   std::atomic<bool> stopped_{false};

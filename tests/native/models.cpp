@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "../../csrc/io/positional.h"
 #include "reference.h"
 
 using namespace soup;
@@ -28,14 +29,15 @@ void spoil(unsigned char* element, std::uint8_t dtype) {
 }  // namespace
 
 File::File(const std::vector<unsigned char>& bytes) : fd_(::memfd_create("test", 0)) {
-  if (fd_ < 0 || ::pwrite(fd_, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) std::abort();
+  if (fd_ < 0) std::abort();
+  write_at(fd_, bytes.data(), bytes.size(), 0);
 }
 
 File::~File() { ::close(fd_); }
 
 std::vector<unsigned char> File::read(std::size_t bytes) const {
   std::vector<unsigned char> found(bytes);
-  found.resize(static_cast<std::size_t>(::pread(fd_, found.data(), bytes, 0)));
+  read_at(fd_, found.data(), bytes, 0);
   return found;
 }
 
@@ -58,6 +60,7 @@ Model::Model(std::vector<RowSpec> rows, std::size_t count, std::uint64_t seed) :
     for (auto& source : sources_) random.fill_finite(source.data() + at, row.n, row.dtype);
     if (row.nonfinite && row.n > 0) {
       spoil(sources_[r % count].data() + at + bytes - item_size(row.dtype), row.dtype);
+      spoil(sources_[0].data() + at, row.dtype);
       nonfinite_.push_back(r);
     }
     if (raw(row)) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // weighted_sum on every ISA of this machine against the reference. Sources and destinations end where their memory
 // does, so that an access one byte beyond is a sanitizer's report.
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -114,6 +115,34 @@ TEST(kernels_equal_the_reference_around_blocks) {
       for (std::size_t shift = 0; shift < 64; shift = shift * 2 + 1) {
         bool stream = shift % 3 != 1;
         check_case({dtype, dtype, dtype, dtype <= kF32 ? kAccF64 : kAccF32, 2, n, shift, 1, stream, false}, random);
+      }
+    }
+  }
+}
+
+TEST(kernels_report_what_rounds_to_infinity) {
+  // For each type half a unit above its largest value, which rounds to infinity; just below it does not.
+  const double limits[] = {0, 0x1.FFFFFFp127, 65520.0, 0x1.FFp127, 0, 61440.0};
+  for (std::uint8_t out : {kF32, kF16, kBF16, kF8E5M2}) {
+    for (std::uint8_t source : {kF64, kF32}) {
+      if (source == kF32 && out == kF32) continue;
+      for (double sign : {1.0, -1.0}) {
+        double at = sign * limits[out];
+        double below = source == kF64 ? std::nextafter(at, 0.0) : std::nextafter(static_cast<float>(at), 0.0f);
+        for (double value : {at, below}) {
+          double values[3] = {1.0, value, 1.0};
+          float narrow[3] = {1.0f, static_cast<float>(value), 1.0f};
+          const void* pointer = source == kF64 ? static_cast<const void*>(values) : narrow;
+          double weight = 1.0;
+          float weight_f32 = 1.0f;
+          unsigned char result[12];
+          std::uint8_t accumulator = source == kF64 ? kAccF64 : kAccF32;
+          WeightedSumArgs args{&pointer, &source, &weight, &weight_f32, 1, 3, 1.0, result, out, accumulator, false};
+          CHECK(reference_sum(args).visibly_nonfinite == (value == at));
+          for (const std::string& isa : available_isas()) {
+            CHECK_CASE(kernels_for(isa).weighted_sum(args) == (value == at), isa + " " + std::to_string(value));
+          }
+        }
       }
     }
   }

@@ -116,6 +116,8 @@ TEST(strided_copies_that_do_not_fit_are_refused) {
     CHECK(kind(0, {1}, {2}, 3, as_dst) == ErrorKind::kInvalid);
   }
   CHECK(kind(0, {0}, {2}, 1, true) == ErrorKind::kInvalid);
+  CHECK(kind(0, {1, 1}, {2, 2}, 1, true) == ErrorKind::kInvalid);
+  CHECK(kind(0, {5, 4, 1}, {2, 2, 6}, 1, true) == ErrorKind::kInvalid);
   CHECK(kind(0, {0, 1}, {std::uint64_t{1} << 62, 50}, 1, true) == ErrorKind::kInvalid);
   StridedSide side{dst.data(), 100, 0, {1}};
   CHECK(THROWN(strided_copy(side, side, {50}, 1)).kind == ErrorKind::kInvalid);
