@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 PYTHON = HERE.parent / ".venv-peers" / "bin" / "python"
 CONTENDERS = HERE / "contenders"
+PYSOUP_COMMAND = [str(Path(sys.executable).parent / "pysoup"), "average"]
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def loops() -> dict[str, Callable[..., object]]:
     return found
 
 
+def available(python: str | None, suffix: str = ".safetensors", only: str = "") -> list[Peer]:
+    """The peers that can run; ``only`` has parts of their scripts' names, with commas."""
+    found = [p for p in PEERS if python is not None or p.needs is None]
+    found = [p for p in found if any(part in p.script for part in only.split(","))]
+    return [p for p in found if p.reads_pt or suffix == ".safetensors"]
+
+
 def command(peer: Peer, python: str, output: Path, inputs: Sequence[Path]) -> list[str]:
     return [python, str(CONTENDERS / f"{peer.script}.py"), "-o", str(output), *map(str, inputs)]
-
-
-def imports_only(peer: Peer, python: str) -> list[str]:
-    return [python, str(CONTENDERS / f"{peer.script}.py"), "--imports-only"]

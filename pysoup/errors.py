@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import os
 
+LONGEST_LINE = 1000
+"""Characters in the text of an error."""
+_LONGEST_PART = 190
+
 
 class SoupError(Exception):
     """Base of all pysoup errors.
@@ -33,18 +37,23 @@ class SoupError(Exception):
         super().__init__(self._line())
 
     def _line(self) -> str:
+        line = self._joined()
+        # Each part by itself: none that is long may hide the others.
+        return line if len(line) <= LONGEST_LINE else self._joined(_LONGEST_PART)
+
+    def _joined(self, longest: int | None = None) -> str:
         parts = []
         if self.file is not None:
-            parts.append(_one_line(self.file))
+            parts.append(_cut(_one_line(self.file), longest))
         if self.tensor is not None:
-            parts.append(f"tensor {self.tensor!r}")
-        parts.append(_one_line(self.what))
+            parts.append(f"tensor {_cut(repr(self.tensor), longest)}")
+        parts.append(_cut(_one_line(self.what), longest))
         line = ": ".join(parts)
         details = []
         if self.found is not None:
-            details.append(f"found {_one_line(str(self.found))}")
+            details.append(f"found {_cut(_one_line(str(self.found)), longest)}")
         if self.expected is not None:
-            details.append(f"expected {_one_line(str(self.expected))}")
+            details.append(f"expected {_cut(_one_line(str(self.expected)), longest)}")
         return f"{line}: {', '.join(details)}" if details else line
 
 
@@ -71,3 +80,10 @@ class BackendError(SoupError, RuntimeError):
 def _one_line(text: str) -> str:
     """Control characters escaped: a hostile file name must not break the one-line promise."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _cut(text: str, longest: int | None) -> str:
+    """The beginning and the end of a text that is too long: of a path, its end says most."""
+    if longest is None or len(text) <= longest:
+        return text
+    return f"{text[: longest // 2 - 2]}...{text[len(text) - longest // 2 + 2 :]}"

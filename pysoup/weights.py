@@ -48,6 +48,10 @@ def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, .
     return values
 
 
+_CANCELLED = 2.0**-40
+"""Of the sum of magnitudes: a smaller sum of weights is a zero that was not hit exactly."""
+
+
 def mix(weights: tuple[float, ...] | None, present: Sequence[int], *, normalize: bool = True) -> Mix:
     """The law for the ingredients in ``present`` (indices into the weights, ascending).
 
@@ -66,9 +70,10 @@ def mix(weights: tuple[float, ...] | None, present: Sequence[int], *, normalize:
     if all(w == chosen[0] for w in chosen):
         return Mix(members, (1.0,) * len(members), float(len(members)))
     try:
-        total = math.fsum(chosen)
+        total, size = math.fsum(chosen), math.fsum(map(abs, chosen))
     except OverflowError:
-        total = math.inf
-    if total == 0 or not math.isfinite(total):
+        total = size = math.inf
+    # 0.1, 0.3 and -0.4 cancel too, as far as anyone who writes them down is concerned.
+    if not math.isfinite(total) or abs(total) <= _CANCELLED * size:
         raise WeightsError("weights cannot be normalised", found=f"sum {total:g}", expected="a finite sum other than 0")
     return Mix(members, tuple(w / total for w in chosen), 1.0)

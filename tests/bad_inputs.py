@@ -275,10 +275,6 @@ def numpy_refuses(path: Path) -> bool:
     return False
 
 
-def size_at_most(limit: int) -> Oracle:
-    return lambda path: os.path.getsize(path) <= limit
-
-
 def has_duplicates(text: bytes) -> bool:
     """Whether an object anywhere in the JSON has a name twice."""
     found = []

@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import numpy as np
 from bad_inputs import DATA, Make, Oracle, Row, leads_outside, numpy_refuses, zipfile_refuses
 from npz_files import npy
 from torch_files import Member, zip_bytes
@@ -76,8 +77,6 @@ def data_do_not_fit(path: Path) -> bool:
 
 def is_no_array(path: Path) -> bool:
     """Whether a member is none, as numpy says too by giving bytes for it."""
-    import numpy as np
-
     with np.load(path) as arrays:
         return any(isinstance(arrays[name], bytes) for name in arrays.files)
 
@@ -88,8 +87,6 @@ def has_objects(path: Path) -> bool:
 
 def runs_code(path: Path) -> bool:
     """Whether numpy, when allowed to, runs the code in the array of objects, which makes a canary beside the file."""
-    import numpy as np
-
     canary = path.with_name("canary")
     with np.load(path, allow_pickle=True) as arrays:
         arrays["w"]

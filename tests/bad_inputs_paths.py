@@ -10,11 +10,15 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import torch
 from bad_inputs import BAD, HEADER, Make, Row, packed
 from bad_inputs_npz import header, npz
 from bad_inputs_torch import archive, legacy
 from checkpoint_files import entry, raw_file
+from npz_files import archive as npz_archive
 from npz_files import npy
+from safetensors.numpy import load_file
 from torch_files import archive as torch_file
 from torch_files import legacy_bytes, legacy_storage, mapping, pickled, storage, tensor
 
@@ -63,7 +67,7 @@ def listen(path: Path) -> None:
     os.chdir(here)
 
 
-def a_pipe_of_two_links(path: Path) -> None:
+def two_links_to_each_other(path: Path) -> None:
     path.symlink_to("other.safetensors")
     path.with_name("other.safetensors").symlink_to(path.name)
 
@@ -106,7 +110,7 @@ PATHS = [
     Row(
         "unreadable path", "link to itself", instead(lambda p: p.symlink_to(p.name)), "symbolic link", cannot_be_opened
     ),
-    Row("unreadable path", "links to each other", instead(a_pipe_of_two_links), "symbolic link", cannot_be_opened),
+    Row("unreadable path", "links to each other", instead(two_links_to_each_other), "symbolic link", cannot_be_opened),
     Row("unreadable path", "FIFO", instead(os.mkfifo), "not a regular file", is_no_regular_file),
     Row(
         "unreadable path",
@@ -176,8 +180,6 @@ def written(directory: Path, kind: str, tensors: Tensors) -> Path:
         return raw_file(directory / "bad.safetensors", json.dumps(entries), b"".join(raw.values()))
     if kind == "npz":
         path = directory / "bad.npz"
-        from npz_files import archive as npz_archive
-
         texts = {name: f"({''.join(f'{n},' for n in shape)})" for name, (shape, _) in tensors.items()}
         return npz_archive(
             path, {f"{n}.npy": npy(header(texts[n], CODES[d][2]), raw[n]) for n, (_, d) in tensors.items()}
@@ -221,10 +223,6 @@ def differs(path: Path) -> bool:
 
 
 def loaded(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    import numpy as np
-    import torch
-    from safetensors.numpy import load_file
-
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return {name: (arrays[name].shape, str(arrays[name].dtype)) for name in arrays.files}

@@ -7,12 +7,21 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from bad_inputs import BAD, HEADER, Make, Row, has_duplicates, packed, safetensors_refuses, torch_refuses
+from bad_inputs import (
+    BAD,
+    HEADER,
+    Make,
+    Row,
+    has_duplicates,
+    packed,
+    read_safetensors,
+    safetensors_refuses,
+    torch_refuses,
+)
 from checkpoint_files import entry, raw_file
-from torch_files import archive, call, mapping, named, pickled, storage, tensor, text
+from torch_files import archive, archive_members, call, mapping, named, pickled, storage, tensor, text, zip_bytes
 
 A, W = "model-00001-of-00002", "model-00002-of-00002"
-Files = dict[str, bytes | Path]
 
 
 def shard_a(suffix: str) -> bytes:
@@ -30,8 +39,6 @@ def _safetensors(name: str, shape: list[int]) -> bytes:
 
 
 def _torch(name: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> bytes:
-    from torch_files import archive_members, zip_bytes
-
     data = packed({name: BAD[name]})
     tree = mapping({name: tensor(shape, strides, store=storage("0", len(data) // 4))})
     return zip_bytes(archive_members(pickled(tree), {"0": data}))
@@ -107,8 +114,6 @@ def has_no_index(path: Path) -> bool:
 
 def disagrees(path: Path) -> bool:
     """Whether the shards, as the library reads them, hold other tensors than the index says."""
-    from bad_inputs import read_safetensors
-
     directory = index_of(path).parent
     found = {(name, f.name) for f in directory.glob("*.safetensors") for name in read_safetensors(f)}
     return found != set(weight_map(path).items())

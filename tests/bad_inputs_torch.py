@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from bad_inputs import DATA, Make, Oracle, Row, has_duplicates, leads_outside, torch_refuses
 from torch_files import (
     Member,
@@ -237,8 +238,6 @@ def storage_bytes(path: Path) -> int:
 
 def view_of_more_than(path: Path) -> bool:
     """Whether torch makes a tensor of it with more elements than the file has bytes."""
-    import torch
-
     with torch.inference_mode():
         state = torch.load(path, weights_only=True)
     return any(t.numel() > os.path.getsize(path) for t in state.values())

@@ -78,3 +78,10 @@ def test_sum_beyond_the_range_is_no_crash(weights: list[float]) -> None:
 def test_bad_weights_say_what_is_wrong(weights: object, says: str) -> None:
     with pytest.raises(WeightsError, match=says):
         check_weights(weights, 2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weights", [(1.0, -1.0), (0.1, 0.3, -0.4), (1e300, 1e-30, -1e300)])
+def test_weights_that_cancel_are_refused_also_where_rounding_leaves_a_rest(weights: tuple[float, ...]) -> None:
+    with pytest.raises(WeightsError, match="cannot be normalised"):
+        mix(weights, range(len(weights)))
+    assert mix(weights, range(len(weights)), normalize=False).factors == weights

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -28,15 +27,11 @@ def save(state_dict: StateDict, path: str) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """``output`` and ``inputs``; with ``--imports-only`` the process ends here, which is what starting it costs."""
+    """``output`` and ``inputs``."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--imports-only", action="store_true")
-    parser.add_argument("-o", "--output")
-    parser.add_argument("inputs", nargs="*")
-    options = parser.parse_args()
-    if options.imports_only:
-        sys.exit(0)
-    return options
+    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument("inputs", nargs="+")
+    return parser.parse_args()
 
 
 def run(average: Callable[[Iterable[StateDict]], StateDict], *, mapped: bool = False) -> None:

@@ -14,21 +14,23 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--imports-only", action="store_true")
     parser.add_argument("--weights", type=lambda text: [float(x) for x in text.split(",")])
-    parser.add_argument("-o", "--output")
-    parser.add_argument("inputs", nargs="*")
+    parser.add_argument("--dtype", help="what to sum in; mergekit chooses otherwise")
+    parser.add_argument("--out-dtype")
+    parser.add_argument("-o", "--output", required=True)
+    parser.add_argument("inputs", nargs="+")
     options = parser.parse_args()
-    command = str(Path(sys.executable).parent / "mergekit-pytorch")
-    if options.imports_only:
-        os.execv(command, [command, "--help"])
     weights = options.weights or [1.0] * len(options.inputs)
     models = [
         {"model": str(Path(path).resolve()), "parameters": {"weight": weight}}
         for path, weight in zip(options.inputs, weights, strict=True)
     ]
+    plan = {"merge_method": "linear", "models": models}
+    if options.dtype:
+        plan |= {"dtype": options.dtype, "out_dtype": options.out_dtype}
     config = Path(f"{options.output}.yaml")
-    config.write_text(json.dumps({"merge_method": "linear", "models": models}))  # JSON is YAML
+    config.write_text(json.dumps(plan))  # JSON is YAML
+    command = str(Path(sys.executable).parent / "mergekit-pytorch")
     os.execv(command, [command, str(config), options.output, "--quiet"])
 
 

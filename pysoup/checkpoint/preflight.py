@@ -95,6 +95,8 @@ def _check_name(target: Path, is_directory: bool) -> None:
     if not is_directory and target.suffix not in OUTPUT_SUFFIXES:
         expected = f"{SUFFIX} or .pt, or a directory name"
         raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=expected)
+    if "\0" in str(target):
+        raise OutputError("not a valid file name", file=target)
     if len(os.fsencode(target.name)) > LONGEST_NAME:
         raise OutputError("file name too long", file=target, expected=f"at most {LONGEST_NAME} bytes")
 

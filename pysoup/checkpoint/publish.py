@@ -67,6 +67,9 @@ def remove(path: Path) -> None:
         import shutil
 
         shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            # An empty one goes even where no descriptor is left to look into it.
+            path.rmdir()
     else:
         with contextlib.suppress(OSError):
             path.unlink()
@@ -87,11 +90,14 @@ def publish_file(temporary: Path, target: Path, overwrite: bool) -> None:
         os.rename(temporary, target)
 
 
-def publish_directory(temporary: Path, target: Path, overwrite: bool) -> None:
-    """Rename a finished directory onto ``target``, which may be absent or empty, or with ``overwrite`` a full one."""
+def publish_directory(temporary: Path, target: Path, overwrite: bool) -> Path | None:
+    """Rename a finished directory onto ``target``, which may be absent or empty, or with ``overwrite`` a full one.
+
+    Returns where the old content of a full one is now, for :func:`remove`.
+    """
     try:
         os.rename(temporary, target)
-        return
+        return None
     except OSError as error:
         if not overwrite or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
@@ -100,10 +106,8 @@ def publish_directory(temporary: Path, target: Path, overwrite: bool) -> None:
     except OSError as error:
         if error.errno not in _NOT_OFFERED:
             raise
-        _replace_in_two_steps(temporary, target)
-        return
-    # The old content now has the temporary name.
-    remove(temporary)
+        return _replace_in_two_steps(temporary, target)
+    return temporary
 
 
 def sync_directory(path: Path) -> None:
@@ -118,7 +122,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
-def _replace_in_two_steps(temporary: Path, target: Path) -> None:
+def _replace_in_two_steps(temporary: Path, target: Path) -> Path:
     """For filesystems that cannot exchange: for an instant no directory has the target's name."""
     old = temporary_path(target, _OLD)
     os.rename(target, old)
@@ -127,7 +131,7 @@ def _replace_in_two_steps(temporary: Path, target: Path) -> None:
     except BaseException:
         os.rename(old, target)
         raise
-    remove(old)
+    return old
 
 
 def _renameat2(source: Path, target: Path, flags: int) -> None:

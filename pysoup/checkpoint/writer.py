@@ -139,8 +139,12 @@ class CheckpointWriter:
             if sync:
                 self._sync()
             rename = publish.publish_directory if self.is_directory else publish.publish_file
-            rename(self._temporary, self._target, self._overwrite)
+            old = rename(self._temporary, self._target, self._overwrite)
             self._temporary = None
+            # Removing a directory takes descriptors, which may be scarce.
+            self._close()
+            if old is not None:
+                publish.remove(old)
             if sync:
                 publish.sync_directory(self._target.parent)
         except OSError as error:
@@ -189,9 +193,12 @@ class CheckpointWriter:
 
     def _discard(self) -> None:
         """Close everything; remove what was not committed."""
+        self._close()
         if self._temporary is not None:
             publish.remove(self._temporary)
             self._temporary = None
+
+    def _close(self) -> None:
         for fd in (*self._fds.values(), *(() if self._lock is None else (self._lock,))):
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -14,6 +14,9 @@ using namespace soup;
 
 namespace {
 
+// Of a long row some of every chunk, so that all threads that work on it find it.
+constexpr std::uint64_t kSpoiled = 997;
+
 std::uint8_t accumulator_of(std::uint8_t dtype) { return item_size(dtype) <= 2 ? kAccF32 : kAccF64; }
 
 bool raw(const RowSpec& row) { return row.dtype == kRaw; }
@@ -60,7 +63,9 @@ Model::Model(std::vector<RowSpec> rows, std::size_t count, std::uint64_t seed) :
     for (auto& source : sources_) random.fill_finite(source.data() + at, row.n, row.dtype);
     if (row.nonfinite && row.n > 0) {
       spoil(sources_[r % count].data() + at + bytes - item_size(row.dtype), row.dtype);
-      spoil(sources_[0].data() + at, row.dtype);
+      for (std::uint64_t i = 0; i < row.n; i += kSpoiled) {
+        spoil(sources_[0].data() + at + i * item_size(row.dtype), row.dtype);
+      }
       nonfinite_.push_back(r);
     }
     if (raw(row)) {

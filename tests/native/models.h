@@ -35,8 +35,8 @@ struct RowSpec {
 
 class Model {
  public:
-  // `count` sources, rows side by side in each. Rows are finite but for those marked, which have an infinity in their
-  // first and in their last element.
+  // `count` sources, rows side by side in each. Rows are finite but for those marked, which have infinities here and
+  // there, one of them in their last element.
   Model(std::vector<RowSpec> rows, std::size_t count, std::uint64_t seed);
 
   std::size_t bytes() const { return expected_.size(); }  // of one source, and of the result
