@@ -1,29 +1,35 @@
-"""How exact the averages are, in ulp over all elements, and how far the peers' results are from ours.
+"""How exact the averages are, in ulp over all elements, and how far mergekit's results are from ours.
 
-    python benchmarks/bench_error.py [--ingredients 7 8]
+    python benchmarks/bench_error.py [--ingredients 8] [--dtypes F32 BF16 F16 F64]
 
-Every contender averages ViT-S/16 models in memory, by the same functions that the file contests run. Runs in the
-peers' environment where there is one (`make peers`), else without mergekit and sd-mecha.
+Every contender averages ViT-Ti/16 models (5.7 M parameters) in memory, by the functions that the file contests run;
+`mergekit-pytorch`, which has none, averages files. Runs in the peers' environment where there is one (`make peers`),
+else without mergekit and sd-mecha. Ends with status 1 if pysoup's averages are not mergekit's (see `mergekit_rows`).
 """
 
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from checkpoints import CODES, NAMES, Family, StateDict
 from measure import goal_row, goals_table, machine, save
-from peer_tools import in_peers_environment, loops
-from shapes import vit_s16
-from ulp import UlpError, distance, ulp_errors
+from peer_tools import PEERS, command, in_peers_environment, loops
+from safetensors.torch import load_file, save_file
+from shapes import vit_ti16
+from ulp import Distance, UlpError, distance, ulp_errors
 
 import pysoup
 
 Average = Callable[[Sequence[StateDict]], StateDict]
-MERGEKIT = "mergekit, merge_state_dicts"
+API, CLI = "mergekit, merge_state_dicts", "mergekit-pytorch"
 DTYPES = ("F32", "BF16", "F16", "F64")
 UNEQUAL = [0.5, 1.25, 2.0, 0.125, 3.0, 1.0, 0.75]
 
@@ -49,11 +55,33 @@ def identical(average: Average, dtype: torch.dtype) -> bool:
     return all(torch.equal(average([model] * k)["x"].to(dtype), values) for k in (2, 3, 5, 6, 7, 8, 10, 31, 64))
 
 
-def mergekit_rows(family: Family, mergekit: Callable[..., StateDict]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """How far mergekit's linear method is from pysoup, over all elements: the assertion and the details.
+def by_command(
+    models: Sequence[StateDict], weights: Sequence[float] | None = None, dtype: torch.dtype | None = None
+) -> StateDict:
+    """What `mergekit-pytorch` makes of these models, in their order of names."""
+    peer = next(p for p in PEERS if p.label == CLI)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = [Path(scratch) / f"{index}.safetensors" for index in range(len(models))]
+        for model, path in zip(models, paths, strict=True):
+            save_file(model, path)
+        called = command(peer, sys.executable, Path(scratch) / "merged", paths)
+        if weights is not None:
+            called += ["--weights", ",".join(map(str, weights))]
+        if dtype is not None:
+            stored = next(iter(models[0].values())).dtype
+            called += ["--dtype", str(dtype).removeprefix("torch."), "--out-dtype", str(stored).removeprefix("torch.")]
+        subprocess.run(called, check=True, capture_output=True)
+        merged = load_file(Path(scratch) / "merged" / "model.safetensors")
+        return {name: merged[name].clone() for name in models[0]}
 
-    mergekit sums f32 inputs in f32, so there its own error of several ulp is most of the distance; told to merge in f64
-    (``dtype=float64``, ``out_dtype=float32``) it must agree.
+
+def mergekit_rows(family: Family, merge: Callable[..., StateDict]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """How far mergekit's linear method is from pysoup over all elements: what must hold, and the counts.
+
+    16-bit types, against mergekit's defaults: the same bits with equal weights, within 1 ulp with unequal ones (it
+    divides by the sum of the weights at the end, pysoup before). f32, against mergekit told to sum in f64: within 1 ulp.
+    Its default sums f32 in f32; how far that takes it away is in the counts. An ulp is taken at the largest of the
+    result and the weighted inputs: where those cancel, any sum's rounding is many ulp of the result.
     """
     rows, details = [], {}
     for code in ("F32", "BF16", "F16"):
@@ -62,65 +90,68 @@ def mergekit_rows(family: Family, mergekit: Callable[..., StateDict]) -> tuple[l
         inputs = [flat(model) for model in models]
         for label, weights in (("equal", None), ("unequal", UNEQUAL)):
             ours = flat(pysoup.average_state_dicts(models, weights))
-            options = {"default": {}, "in f64": {"dtype": torch.float64, "out_dtype": dtype}}
-            for setting, how in options.items():
-                theirs = flat(mergekit(models, weights, **how))
-                found = distance(ours, theirs, inputs)
-                details[f"{code.lower()}, {label} weights, mergekit {setting}"] = asdict(found)
-            what = f"{code.lower()}, {label} weights: ulp apart from mergekit's linear in f64, at most"
-            rows.append(goal_row(what, "<= 1", 1, (found.at_inputs, found.at_inputs), at_most=True))
+            shares = [w / sum(UNEQUAL) for w in UNEQUAL] if weights else [1 / 7] * 7
+
+            def apart(theirs: StateDict) -> Distance:
+                return distance(ours, flat(theirs), inputs, shares)  # noqa: B023 (called within this turn)
+
+            found = {"default": apart(merge(models, weights))}
+            if dtype == torch.float32:
+                in_f64 = {"dtype": torch.float64, "out_dtype": dtype}
+                found["in f64"] = apart(merge(models, weights, **in_f64))
+                found[f"`{CLI}`, in f64"] = apart(by_command(models, weights, torch.float64))
+            else:
+                found[f"`{CLI}`"] = apart(by_command(models, weights))
+            for how, seen in found.items():
+                details[f"{code.lower()}, {label} weights, {how}"] = asdict(seen)
+                if dtype == torch.float32 and how == "default":
+                    continue
+                what, asked = f"{code.lower()}, {label} weights: from mergekit's ({how}), ulp at most", "<= 1"
+                if dtype != torch.float32 and not weights:
+                    what, asked = f"{code.lower()}, {label} weights: elements with other bits than mergekit's", "0"
+                    rows.append(goal_row(f"{what} ({how})", asked, 0, (seen.different, seen.different), at_most=True))
+                else:
+                    rows.append(goal_row(what, asked, 1, (seen.largest_ulp, seen.largest_ulp), at_most=True))
     return rows, details
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ingredients", type=int, nargs="+", default=[7, 8])
+    parser.add_argument("--ingredients", type=int, default=8)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES))
     args = parser.parse_args()
     in_peers_environment()
     contenders: dict[str, Average] = {"pysoup": pysoup.average_state_dicts, **loops()}
     info = machine()
-    family = Family(vit_s16())
-    rows, details = [], {}
-    if MERGEKIT in contenders:
-        rows, details = mergekit_rows(family, contenders[MERGEKIT])
+    family = Family(vit_ti16())
+    agreement, details = [], {}
+    if API in contenders:
+        agreement, details = mergekit_rows(family, contenders[API])
+    exact = {name: {c: identical(average, NAMES[c]) for c in args.dtypes} for name, average in contenders.items()}
+    if API in contenders:
+        contenders[CLI] = by_command
+    rows = []
     table: dict[str, Any] = {}
     for code in args.dtypes:
-        dtype = NAMES[code]
-        for count in args.ingredients:
-            models = [family.model(k, dtype) for k in range(count)]
-            found = errors(contenders, models)
-            ours, best = found["pysoup"], min(v.mean for k, v in found.items())
-            rows.append(
-                goal_row(
-                    f"{CODES[dtype].lower()}, {count} models: mean error over the smallest mean error of all",
-                    "<= 1",
-                    1.0,
-                    (ours.mean / best, ours.mean / best),
-                    at_most=True,
-                )
-            )
-            table[f"{code.lower()}-{count}"] = {name: asdict(error) for name, error in found.items()}
-            print(
-                code,
-                count,
-                {k: f"{v.largest:.4g} {v.mean:.4f} {v.misrounded:.1%} {v.zeros_missed}" for k, v in found.items()},
-                flush=True,
-            )
-    exact = {name: {c: identical(average, NAMES[c]) for c in args.dtypes} for name, average in contenders.items()}
-    save(
-        "error",
-        {
-            "machine": info,
-            "elements": family.elements,
-            "goals": rows,
-            "mergekit": details,
-            "ulp": table,
-            "identical": exact,
-        },
-    )
-    print(goals_table(rows))
-    print(exact)
+        found = errors(contenders, [family.model(k, NAMES[code]) for k in range(args.ingredients)])
+        least = min(v.mean for v in found.values())
+        what = f"{CODES[NAMES[code]].lower()}: mean error over the smallest of all contenders'"
+        rows.append(goal_row(what, "<= 1", 1.0, (found["pysoup"].mean / least,) * 2, at_most=True))
+        table[code] = {name: asdict(error) for name, error in found.items()}
+    payload = {
+        "machine": info,
+        "elements": family.elements,
+        "ingredients": args.ingredients,
+        "goals": [*rows, *agreement],
+        "mergekit": details,
+        "ulp": table,
+        "identical": exact,
+    }
+    save("error", payload)
+    print(goals_table([*rows, *agreement]))
+    failed = [row["what"] for row in agreement if not row["met"]]
+    if failed:
+        raise SystemExit(f"pysoup's averages are not mergekit's: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

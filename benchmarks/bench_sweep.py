@@ -16,7 +16,7 @@ from typing import Any
 
 import page_cache
 from checkpoints import NAMES, Family, checkpoints
-from file_contest import CAT_2, Contest, Outputs, ceilings, start_up
+from file_contest import CAT_2, Contest, Outputs, ceilings
 from measure import machine, save
 from peer_tools import available, peers_python
 from shapes import vit_s16
@@ -57,8 +57,6 @@ def main() -> None:
     args.data.mkdir(parents=True, exist_ok=True)
     runs: dict[str, Any] = {}
     torch_files: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=args.data) as scratch:
-        start = start_up(Path(scratch), available(args.python), args.python or sys.executable)
     for code in args.dtypes:
         with tempfile.TemporaryDirectory(dir=args.data) as scratch:
             folder = Path(scratch)
@@ -71,7 +69,6 @@ def main() -> None:
     payload = {
         "machine": info,
         "parameters": family.elements,
-        "start_up": start,
         "runs": runs,
         "torch_files": torch_files,
     }

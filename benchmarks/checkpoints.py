@@ -38,6 +38,22 @@ class Family:
         """Model ``index``, each tensor in memory of its own, as a loaded checkpoint has it."""
         return {name: part.clone() for name, part in self._parts(self.flat(index, dtype))}
 
+    def spaced(self, index: int, dtype: torch.dtype, gap: int = 64) -> tuple[torch.Tensor, StateDict]:
+        """Model ``index`` as one vector and as views of it, at least ``gap`` bytes apart, as separate tensors are.
+
+        Every tensor starts at a multiple of 64 bytes; the bytes between are zero.
+        """
+        step = 64 // dtype.itemsize
+        sizes = [torch.Size(shape).numel() for shape in self.shapes.values()]
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + -(-(size + gap // dtype.itemsize) // step) * step)
+        flat = torch.zeros(starts[-1], dtype=dtype)
+        views = {}
+        for (name, part), start in zip(self._parts(self.flat(index, dtype)), starts, strict=False):
+            views[name] = flat[start : start + part.numel()].view(part.shape).copy_(part)
+        return flat, views
+
     def save(self, index: int, dtype: torch.dtype, path: Path) -> None:
         """Model ``index`` as a file; for safetensors the bytes are written as they lie, without a second copy."""
         flat = self.flat(index, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,18 @@ class Contest:
     cold: bool
     runs: dict[str, list[Run]] = field(default_factory=dict)
 
-    def play(self, contenders: Mapping[str, Callable[[], Run]], rounds: int, patience: float) -> None:
+    def play(
+        self,
+        contenders: Mapping[str, Callable[[], Run]],
+        rounds: int,
+        patience: float,
+        never_out: Collection[str] = (),
+    ) -> None:
         """``rounds`` times all contenders in shuffled order, but those that have used up ``patience`` seconds."""
         shuffle = random.Random(0)
         for _ in range(rounds):
-            order = [n for n in contenders if sum(r.seconds for r in self.runs.get(n, ())) < patience]
+            spent = {n: sum(r.seconds for r in self.runs.get(n, ())) for n in contenders}
+            order = [n for n in contenders if spent[n] < patience or n in never_out]
             shuffle.shuffle(order)
             for name in order:
                 if self.cold:
@@ -190,7 +197,7 @@ def start_up(folder: Path, peers: Sequence[Peer], python: str) -> dict[str, dict
     outputs = Outputs(folder, tiny)
     found = {}
     for name, call in {"pysoup": outputs.pysoup(), **{p.label: outputs.peer(p, python) for p in peers}}.items():
-        runs = [call() for _ in range(4)][1:]
+        runs = [call() for _ in range(3)][1:]
         found[name] = {
             "seconds": statistics.median(r.seconds for r in runs),
             "anonymous": max(r.peak_anonymous for r in runs),

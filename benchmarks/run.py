@@ -1,69 +1,87 @@
-"""Runs the benchmarks and writes their tables into benchmarks/README.md, between the markers of each.
+"""Runs the benchmarks, draws the figure and writes the tables into benchmarks/README.md, between the markers of each.
 
-python benchmarks/run.py [memory files demo]      (default: memory files; the demo study takes some minutes more)
+    python benchmarks/run.py [NAME ...]        error peers sweep sweep_memory memory files; demo only where it is named
+    python benchmarks/run.py --tables-only     figure and tables again, from the saved results
+
+--full asks bench_peers.py and bench_sweep.py for what they leave out for the sake of time.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from measure import RESULTS, goals_table
+import figure
+import tables
+from measure import RESULTS
 
 HERE = Path(__file__).parent
 README = HERE / "README.md"
-SCRIPTS = {"memory": "bench_memory.py", "files": "bench_files.py", "demo": "bench_demo.py"}
-
-
-def block(name: str) -> str:
-    """The Markdown of one result file: the machine, the goals, the medians."""
-    result = json.loads((RESULTS / f"{name}.json").read_text())
-    info = result["machine"]
-    lines = [
-        f"{info['cpu']}, {info['cores']} cores, {info['memory_gib']} GiB, {info['date']}, commit {info['commit']}; "
-        f"load before the run {info['load_before']:.1f}.",
-        "",
-        goals_table(result["goals"]),
-        "",
-        "| case | contender | median | best |",
-        "|---|---|---|---|",
-    ]
-    for case, group in result["seconds"].items():
-        for contender, times in group.items():
-            lines.append(f"| {case} | {contender} | {times['median'] * 1e3:.1f} ms | {times['best'] * 1e3:.1f} ms |")
-    return "\n".join(lines)
+# In this order: whether the results agree comes before any time that is taken.
+DEFAULT = ("error", "peers", "sweep", "sweep_memory", "memory", "files")
+WITH_FULL = ("peers", "sweep")
 
 
 def demo_block() -> str:
     """The demo's own table, from its saved results."""
-    command = [sys.executable, str(HERE / SCRIPTS["demo"]), "--table-only"]
+    if tables.load("demo") is None:
+        return "Not measured yet: `python benchmarks/run.py demo`."
+    command = [sys.executable, str(HERE / "bench_demo.py"), "--table-only"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
-def insert(name: str, text: str) -> None:
-    """Replaces what stands between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
-    page = README.read_text()
+BLOCKS: dict[str, Callable[[], str]] = {
+    "peers": tables.peers_block,
+    "goals": tables.goals_block,
+    "cold": tables.cold_block,
+    "error": tables.error_block,
+    "sweep": tables.sweep_block,
+    "sweep_memory": tables.sweep_memory_block,
+    "memory": lambda: tables.older_block("memory"),
+    "files": lambda: tables.older_block("files"),
+    "demo": demo_block,
+}
+
+
+def insert(page: str, name: str, text: str) -> str:
+    """``page`` with ``text`` between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
     if not pattern.search(page):
         raise SystemExit(f"{README}: no markers for {name}")
-    README.write_text(pattern.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page))
+    return pattern.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page)
+
+
+def report() -> None:
+    """The figure and all tables, from whatever results there are."""
+    RESULTS.mkdir(exist_ok=True)
+    figure.draw(RESULTS / "sweep.png")
+    page = README.read_text(encoding="utf-8")
+    for name, block in BLOCKS.items():
+        page = insert(page, name, block())
+    README.write_text(page, encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["memory", "files"], metavar="NAME", help=", ".join(SCRIPTS))
-    parser.add_argument("--tables-only", action="store_true", help="rewrite the tables from the saved results")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = (*DEFAULT, "demo")
+    parser.add_argument("names", nargs="*", default=DEFAULT, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--tables-only", action="store_true", help="run nothing")
     args = parser.parse_args()
     for name in args.names:
-        if name not in SCRIPTS:
-            parser.error(f"unknown benchmark {name!r}, expected one of {', '.join(SCRIPTS)}")
-        if not args.tables_only:
-            subprocess.run([sys.executable, str(HERE / SCRIPTS[name])], check=True)
-        insert(name, demo_block() if name == "demo" else block(name))
+        if name not in known:
+            parser.error(f"unknown benchmark {name!r}, expected one of {', '.join(known)}")
+    for name in () if args.tables_only else args.names:
+        begin = time.monotonic()
+        options = ["--full"] if args.full and name in WITH_FULL else []
+        subprocess.run([sys.executable, str(HERE / f"bench_{name}.py"), *options], check=True)
+        print(f"{name}: {time.monotonic() - begin:.0f} s", flush=True)
+    report()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import struct
 from pathlib import Path
 
@@ -30,6 +31,8 @@ STRICTER = (
     *("overflow", "block-scaled", "other hardware", "too long", "too large", "nested too deeply", "pysoup.aliases"),
 )
 """Faults that the library lets pass, on purpose of ours."""
+
+_OFFSETS = re.compile(rb'"data_offsets": ?\[([0-9]{1,20}), ?([0-9]{1,20})')
 
 
 def file_of(header: bytes, data: bytes = b"", length: int | None = None) -> bytes:
@@ -84,7 +87,10 @@ class Headers(Target):
             return file_of(json.dumps(header).encode(), bytes(size))
         length = int.from_bytes(data[:8], "little")
         text, rest = data[8 : 8 + length], data[8 + length :]
-        text = other(text, self.longest - 1024) if kind < 0.35 else mutate_tokens(rng, text, WORDS)
+        if kind < 0.3:
+            text = other(text, self.longest - 1024)
+        else:
+            text = mutate_tokens(rng, text, WORDS) if kind < 0.85 else _moved(rng, text)
         kind = rng.random()
         if kind < 0.6:
             rest = bytes(_declared_size(text))
@@ -115,6 +121,17 @@ class Headers(Target):
         # The library takes the last of several members of one name, and never looks at the others.
         if not _has_twins(path.read_bytes()):
             raise Finding(f"refused, though the safetensors library takes it: {reason}")
+
+
+def _moved(rng: random.Random, text: bytes) -> bytes:
+    """The same tensors, the data of one of them elsewhere."""
+    found = list(_OFFSETS.finditer(text))
+    if not found:
+        return text
+    match = rng.choice(found)
+    begin, end = int(match[1]), int(match[2])
+    to = rng.choice((begin + rng.choice((-1, 1, 4)), number(rng, begin), int(rng.choice(found)[1])))
+    return b"%b%d, %d%b" % (text[: match.start(1)], to, to + end - begin, text[match.end(2) :])
 
 
 def _has_twins(raw: bytes) -> bool:

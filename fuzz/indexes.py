@@ -14,6 +14,7 @@ from .target import Target, require
 
 FIRST, SECOND = "m-1.safetensors", "m-2.safetensors"
 MAP = {"a": FIRST, "b": FIRST, "c": SECOND}
+
 WORDS = (
     *rb"""
     "weight_map" "metadata" "total_size" "a" "b" "c" "d" "" "\u0061" "\ud800" null true 1 -0 [] {} [[]] {"a":1}
@@ -53,7 +54,12 @@ class Indexes(Target):
     def accepted(self, path: Path, checkpoint: Checkpoint, tensors: dict[str, bytes] | None) -> None:
         require(all(file.parent == path.parent for file in checkpoint.files), "a shard outside the directory")
         shards = {name: checkpoint.files[checkpoint.entry(name).file].name for name in checkpoint}
-        theirs = json.loads(path.read_bytes())["weight_map"]
+        theirs = json.loads(path.read_bytes(), object_pairs_hook=_once)["weight_map"]
         require(shards == theirs, f"json reads the map {theirs}")
         expected = {name: name.encode() for name, shard in MAP.items() if shard in shards.values()}
         require(tensors == expected, f"tensors {tensors}")
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    require(len(dict(pairs)) == len(pairs), "a name twice")
+    return dict(pairs)

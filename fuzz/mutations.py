@@ -61,7 +61,7 @@ def mutate_tokens(rng: random.Random, text: bytes, words: Sequence[bytes]) -> by
             return rng.choice(words)
         at = rng.randrange(len(tokens))
         token = tokens[at]
-        kind = rng.randrange(8)
+        kind = rng.randrange(9)
         if kind <= 2:
             numbers = [i for i, t in enumerate(tokens) if t[-1:].isdigit()]
             if kind < 2 and numbers:
@@ -79,7 +79,7 @@ def mutate_tokens(rng: random.Random, text: bytes, words: Sequence[bytes]) -> by
         elif kind == 6:
             start, end = span(tokens, rng.randrange(len(tokens)))
             tokens[at:at] = tokens[start:end][:400]
-        elif token.startswith(b'"') and len(token) > 2:
+        elif kind == 7 and token[:1] in b"\"'" and len(token) > 2:
             inner = bytearray(token)
             inner[rng.randrange(1, len(token) - 1)] = rng.choice(b"a_.\\/\"'\0\n\x7f\xc3\xa9\xed\xff")
             tokens[at] = bytes(inner)
@@ -92,8 +92,10 @@ def mutate_tokens(rng: random.Random, text: bytes, words: Sequence[bytes]) -> by
 def span(tokens: list[bytes], start: int) -> tuple[int, int]:
     """From ``start`` to the end of what opens there: a bracket to its partner, a name with its value."""
     at = start
-    if tokens[at].startswith(b'"') and tokens[at + 1 : at + 2] == [b":"]:
-        at = min(at + 2, len(tokens) - 1)
+    if tokens[at][:1] in b"\"'" and b":" in tokens[at + 1 : at + 3]:
+        at = tokens.index(b":", at) + 1
+        at += at < len(tokens) and tokens[at].isspace()
+        at = min(at, len(tokens) - 1)
     partner = _BRACKETS.get(tokens[at])
     depth, opening = 0, tokens[at]
     while partner is not None and at < len(tokens):

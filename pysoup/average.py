@@ -19,7 +19,7 @@ from .checkpoint import (
     refuse_scaled_f8,
 )
 from .checkpoint.find import open_found
-from .checkpoint.preflight import check_space
+from .checkpoint.output.preflight import check_space
 from .dtypes import parse_float
 from .file_plan import FilePlan, Member, fit_buffers
 from .integers import check_policy

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from ._version import __version__
 from .checkpoint import Checkpoint, CheckpointWriter, dtype_differences
-from .checkpoint.carry import files_for_dtype
-from .checkpoint.model_card import FILE_NAME, CardFacts, model_card
-from .checkpoint.output_format import is_directory_output
-from .checkpoint.shards import SINGLE_FILE, reshard, safetensors_shard_names
+from .checkpoint.output.carry import files_for_dtype
+from .checkpoint.output.model_card import FILE_NAME, CardFacts, model_card
+from .checkpoint.output.output_format import is_directory_output
+from .checkpoint.output.shards import SINGLE_FILE, reshard, safetensors_shard_names
 from .dtypes import DType
 from .errors import IncompatibleError, OutputError
 from .sizes import parse_size

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pysoup import dtypes
-from pysoup.checkpoint import CheckpointWriter, writer
+from pysoup.checkpoint import CheckpointWriter
+from pysoup.checkpoint.output import writer
 from pysoup.errors import OutputError
 
 U8 = dtypes.BY_NAME["U8"]

@@ -11,7 +11,7 @@ from checkpoint_files import sharded
 
 from pysoup import dtypes
 from pysoup.checkpoint import CheckpointWriter
-from pysoup.checkpoint.carry import config_for_dtype, files_for_dtype, find_carried
+from pysoup.checkpoint.output.carry import config_for_dtype, files_for_dtype, find_carried
 from pysoup.errors import CheckpointError, OutputError
 
 LAYOUT = [("model.safetensors", [("w", dtypes.BOOL, (1,))])]

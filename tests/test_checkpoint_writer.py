@@ -16,7 +16,8 @@ import pytest
 from checkpoint_files import floats, sharded
 
 from pysoup import dtypes
-from pysoup.checkpoint import CheckpointWriter, open_checkpoint, publish
+from pysoup.checkpoint import CheckpointWriter, open_checkpoint
+from pysoup.checkpoint.output import publish
 from pysoup.errors import OutputError
 
 LAYOUT = [("ignored", [("w", dtypes.F32, (2,))])]

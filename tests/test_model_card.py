@@ -15,7 +15,7 @@ from markdown_it.token import Token
 
 from pysoup import dtypes
 from pysoup.checkpoint import CheckpointWriter
-from pysoup.checkpoint.model_card import FILE_NAME, CardFacts, model_card, quoted
+from pysoup.checkpoint.output.model_card import FILE_NAME, CardFacts, model_card, quoted
 
 HOSTILE = [
     "a|b.safetensors",

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_files import call, integer, mapping, named, pickled, saved, text, tuple_of
 
-from pysoup.checkpoint import pickle_machine
-from pysoup.checkpoint.pickle_machine import interpret, unpickle
-from pysoup.checkpoint.pickle_values import Inert, OtherKey, Truncated
-from pysoup.checkpoint.torch_pickle import TorchEnvironment
+from pysoup.checkpoint.pickled import pickle_machine
+from pysoup.checkpoint.pickled.pickle_machine import interpret, unpickle
+from pysoup.checkpoint.pickled.pickle_values import Inert, OtherKey, Truncated
+from pysoup.checkpoint.pickled.torch_pickle import TorchEnvironment
 from pysoup.errors import CheckpointError
 
 FILE = Path("model.pt")

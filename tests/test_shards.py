@@ -12,8 +12,8 @@ from safetensors import safe_open
 
 from pysoup import dtypes
 from pysoup.checkpoint import CheckpointWriter, open_checkpoint
-from pysoup.checkpoint.output_format import is_directory_output
-from pysoup.checkpoint.shards import reshard, safetensors_shard_names
+from pysoup.checkpoint.output.output_format import is_directory_output
+from pysoup.checkpoint.output.shards import reshard, safetensors_shard_names
 from pysoup.errors import OutputError
 
 

@@ -20,7 +20,7 @@ from torch_files import archive, integer, mapping, pickled, saved, tensor, text,
 from torch_files import archive_members as members
 
 from pysoup.checkpoint.contents import Contents
-from pysoup.checkpoint.torch_file import read_torch
+from pysoup.checkpoint.pickled.torch_file import read_torch
 from pysoup.errors import CheckpointError
 
 

@@ -29,7 +29,7 @@ from torch_files import (
 )
 
 from pysoup.checkpoint.contents import Strided
-from pysoup.checkpoint.torch_file import read_torch
+from pysoup.checkpoint.pickled.torch_file import read_torch
 from pysoup.errors import CheckpointError
 
 
@@ -245,7 +245,7 @@ def test_read_torch_takes_an_archive_without_checksums(tmp_path: Path) -> None:
 
 
 def test_read_torch_caps_the_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pysoup.checkpoint.torch_file.MAX_PICKLE_BYTES", len(GOOD) - 1)
+    monkeypatch.setattr("pysoup.checkpoint.pickled.torch_file.MAX_PICKLE_BYTES", len(GOOD) - 1)
     with pytest.raises(CheckpointError, match=r"record 'm/data\.pkl' is too large"):
         read_torch(archive(tmp_path / "a.pt", GOOD))
 

@@ -27,8 +27,8 @@ from torch_files import (
     views,
 )
 
-from pysoup.checkpoint import torch_legacy
-from pysoup.checkpoint.torch_legacy import read_torch_legacy
+from pysoup.checkpoint.pickled import torch_legacy
+from pysoup.checkpoint.pickled.torch_legacy import read_torch_legacy
 from pysoup.errors import CheckpointError
 
 FLOATS = struct.pack("<4f", 1, 2, 3, 4)

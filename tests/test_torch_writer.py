@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.serialization import config
 
 from pysoup import dtypes
-from pysoup.checkpoint import CheckpointWriter, open_checkpoint, save_state_dict, torch_layout
-from pysoup.checkpoint.zip_layout import ZipLayout
+from pysoup.checkpoint import CheckpointWriter, open_checkpoint, save_state_dict
+from pysoup.checkpoint.output import torch_layout
+from pysoup.checkpoint.output.zip_layout import ZipLayout
 from pysoup.errors import OutputError
 
 State = dict[str, Tensor]

@@ -18,10 +18,10 @@ from .agree import (
 )
 from .checkpoint import Checkpoint, TensorEntry, open_checkpoint
 from .index import natural_key
-from .preflight import output_error
+from .output.preflight import output_error
+from .output.save import save_state_dict
+from .output.writer import CheckpointWriter
 from .reading import read_exactly
-from .save import save_state_dict
-from .writer import CheckpointWriter
 
 __all__ = [
     "Checkpoint",

@@ -9,6 +9,9 @@ from typing import NamedTuple, TypeAlias
 
 from .reading import FileStamp
 
+METADATA_RECORD = "pysoup.json"
+"""The record of our own torch files that holds the metadata, an object of strings; torch ignores it."""
+
 
 class Strided(NamedTuple):
     """A tensor whose elements are in the file, but not in C order and next to each other.

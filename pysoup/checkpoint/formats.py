@@ -28,11 +28,11 @@ def read_contents(path: Path, entry: str | None = None) -> Contents:
 
         return read_npz(path, entry)
     if first.startswith(_ZIP):
-        from .torch_file import read_torch
+        from .pickled.torch_file import read_torch
 
         return read_torch(path, entry)
     if first.startswith(b"\x80") or _is_tar(first):
-        from .torch_legacy import read_torch_legacy
+        from .pickled.torch_legacy import read_torch_legacy
 
         return read_torch_legacy(path, entry)
     if not first:

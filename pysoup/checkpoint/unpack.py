@@ -168,7 +168,7 @@ class Unpacked:
 
     def _failure(self, error: OSError) -> OutputError:
         # Above: that module knows checkpoints, which know this one.
-        from .preflight import output_error
+        from .output.preflight import output_error
 
         line = output_error(error, Path(self._directory or "", "temporary"))
         return OutputError(f"temporary file for unpacked tensors: {line.what}", file=self._directory, found=line.found)

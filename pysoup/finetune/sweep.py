@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import save_state_dict
-from ..checkpoint.publish import publish_file, remove, remove_stale, temporary_path
+from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..checkpoint.publish import publish_file, remove, temporary_path
+from ..checkpoint.output.publish import publish_file, remove, temporary_path
 from ..errors import BackendError, OutputError
 from .table import Result
 

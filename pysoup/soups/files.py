@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.publish import publish_file, remove, remove_stale, temporary_path
+from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import OutputError
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
 from .pickle_opcodes import STOP, TABLE
 from .pickle_state import State
 from .pickle_values import Environment, Refusal, Truncated

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .contents import Contents
+from ...errors import CheckpointError
+from ..contents import Contents
+from ..reading import FileStamp, open_file, read_exactly
+from ..strict_json import clip
 from .entries import choose
 from .pickle_machine import interpret
 from .pickle_state import MAX_PICKLE_BYTES
 from .pickle_values import Truncated
-from .reading import FileStamp, open_file, read_exactly
-from .strict_json import clip
 from .torch_pickle import TorchEnvironment
 from .torch_tensors import StorageRef, kind_of
 from .torch_views import Place, take_state_dict

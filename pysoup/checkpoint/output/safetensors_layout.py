@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..dtypes import C128
-from ..errors import OutputError
-from .checkpoint import ALIASES_KEY
-from .index import INDEX_SUFFIX, SUFFIX
+from ...dtypes import C128
+from ...errors import OutputError
+from ..checkpoint import ALIASES_KEY
+from ..index import INDEX_SUFFIX, SUFFIX
+from ..safetensors_file import LENGTH_BYTES, METADATA_KEY
+from ..strict_json import MAX_JSON_BYTES, clip, describe
 from .layout import Layout, Placement, TensorSpec, tensor_bytes
-from .safetensors_file import LENGTH_BYTES, METADATA_KEY
 from .shards import common_stem, needs_index
-from .strict_json import MAX_JSON_BYTES, clip, describe
 
 _ALIGNMENT = 64
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
-from .. import dtypes
-from ..errors import CheckpointError
-from .contents import Contents, Strided
+from ... import dtypes
+from ...errors import CheckpointError
+from ..contents import Contents, Strided
+from ..strict_json import clip, describe
 from .entries import StateDict
-from .strict_json import clip, describe
 from .torch_tensors import LARGEST, TensorRef, UnreadTensor
 
 

@@ -7,7 +7,7 @@ import os
 import zlib
 from pathlib import Path
 
-from ..errors import OutputError
+from ...errors import OutputError
 
 NOT_OFFERED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 """What a filesystem answers to a call it does not have."""

@@ -15,15 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from ..dtypes import DType
-from ..errors import OutputError
+from ...dtypes import DType
+from ...errors import OutputError
+from ..checkpoint import Checkpoint
+from ..strict_json import clip
 from . import publish
 from .carry import Carried, copy_carried, find_carried
-from .checkpoint import Checkpoint
 from .layout import check_plain_name
 from .output_format import place
 from .preflight import check_not_an_input, check_space, check_target, output_error
-from .strict_json import clip
 from .writing import reserve, write_fully
 
 _NOTHING = Carried((), (), 0)

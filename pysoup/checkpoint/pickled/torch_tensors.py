@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
 
+from ..strict_json import clip
 from .pickle_values import BYTES, SET, Global, Inert, OtherKey, Refusal
-from .strict_json import clip
 
 LARGEST = 2**63 - 1
 MOST_DIMENSIONS = 64

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..dtypes import BY_TORCH_NAME, DType
-from ..errors import OutputError
-from .strict_json import clip
+from ...dtypes import BY_TORCH_NAME, DType
+from ...errors import OutputError
+from ..strict_json import clip
 from .writer import CheckpointWriter
 
 if TYPE_CHECKING:

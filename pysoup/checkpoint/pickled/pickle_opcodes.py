@@ -9,10 +9,10 @@ from collections.abc import Callable
 from struct import Struct
 from typing import NoReturn
 
+from ..strict_json import clip
 from . import pickle_literals as literals
 from .pickle_state import LONGEST_NAME, MARK_BYTES, State
 from .pickle_values import BYTES, FLOAT, SET, Global, Inert, OtherKey, Refusal, Truncated
-from .strict_json import clip
 
 _HIGHEST_PROTOCOL = 5
 _U32 = Struct("<I")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import sys
 
-from .. import dtypes
+from ... import dtypes
+from ..strict_json import clip, is_text
 from .pickle_values import Global, Inert, Refusal
-from .strict_json import clip, is_text
 from .torch_tensors import CONSTRUCTORS, LARGEST, StorageRef, StorageType, TorchType, inert, unread
 
 _LONGEST_KEY = 255

@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Sequence
 
-from ..errors import OutputError
-from .index import SUFFIX, SUFFIXES
+from ...errors import OutputError
+from ..index import SUFFIX, SUFFIXES
 from .layout import Layout, TensorSpec, tensor_bytes
 
 SINGLE_FILE = f"model{SUFFIX}"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .index import FOREIGN_SUFFIXES, SUFFIX, SUFFIXES
+from ..index import FOREIGN_SUFFIXES, SUFFIX, SUFFIXES
 from .layout import Layout, Placement
 from .safetensors_layout import SafetensorsPlacement
 from .torch_layout import TorchPlacement

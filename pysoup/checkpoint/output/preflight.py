@@ -7,9 +7,9 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from ..errors import OutputError
-from .checkpoint import Checkpoint
-from .index import LONGEST_NAME, SUFFIX
+from ...errors import OutputError
+from ..checkpoint import Checkpoint
+from ..index import LONGEST_NAME, SUFFIX
 from .output_format import OUTPUT_SUFFIXES, WEIGHT_SUFFIXES
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..dtypes import BY_TORCH_NAME, DType
-from ..errors import CheckpointError
-from .index import FOREIGN_SUFFIXES, SUFFIXES, natural_key
-from .reading import open_file, read_exactly, reason
+from ...dtypes import BY_TORCH_NAME, DType
+from ...errors import CheckpointError
+from ..index import FOREIGN_SUFFIXES, SUFFIXES, natural_key
+from ..reading import open_file, read_exactly, reason
 
 _SUFFIXES = (".json", ".txt", ".model", ".spm", ".codes", ".vocab", ".jinja", ".tiktoken", ".py")
 _PREFIXES = ("config", "tokenizer", "vocab", "merges", "license", "licence", "copying", "notice", "use_policy")

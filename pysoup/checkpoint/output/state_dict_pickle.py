@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from .. import dtypes
-from ..dtypes import DType
+from ... import dtypes
+from ...dtypes import DType
 
 # What is written with a storage class of its own; later types come as bytes and their dtype.
 _STORAGES = {

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from ..dtypes import DType
-from ..errors import OutputError
-from .checkpoint import ALIASES_KEY
-from .strict_json import clip, describe, is_text
+from ...dtypes import DType
+from ...errors import OutputError
+from ..checkpoint import ALIASES_KEY
+from ..strict_json import clip, describe, is_text
 
 TensorSpec: TypeAlias = tuple[str, DType, tuple[int, ...]]
 Layout: TypeAlias = Sequence[tuple[str, Sequence[TensorSpec]]]

@@ -11,20 +11,19 @@ import os
 import zlib
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .contents import Contents
+from ...errors import CheckpointError
+from ..contents import METADATA_RECORD, Contents
+from ..reading import FileStamp, open_file, read_exactly
+from ..strict_json import clip, describe, is_text, parse_strict
+from ..zip_records import Record, read_records
 from .entries import choose
 from .pickle_machine import unpickle
 from .pickle_state import MAX_PICKLE_BYTES
-from .reading import FileStamp, open_file, read_exactly
-from .strict_json import clip, describe, is_text, parse_strict
 from .torch_pickle import TorchEnvironment
 from .torch_tensors import StorageRef
 from .torch_views import Place, take_state_dict
-from .zip_records import Record, read_records
 
 PICKLE = "data.pkl"
-METADATA = "pysoup.json"
 """Records in the archive's folder."""
 
 _LATEST_VERSION = 10
@@ -43,7 +42,7 @@ def read_torch(path: Path, entry: str | None = None) -> Contents:
         top = _folder(path, records)
         _check_version(fd, path, records, top)
         pickled = _read(fd, path, records[f"{top}/{PICKLE}"], MAX_PICKLE_BYTES)
-        metadata = _metadata(fd, path, records.get(f"{top}/{METADATA}"))
+        metadata = _metadata(fd, path, records.get(f"{top}/{METADATA_RECORD}"))
     finally:
         os.close(fd)
     environment = TorchEnvironment()
@@ -109,11 +108,11 @@ def _check_stored(path: Path, record: Record) -> None:
 def _metadata(fd: int, path: Path, record: Record | None) -> dict[str, str]:
     if record is None:
         return {}
-    document = parse_strict(_read(fd, path, record, _MAX_METADATA_BYTES), path, METADATA)
+    document = parse_strict(_read(fd, path, record, _MAX_METADATA_BYTES), path, METADATA_RECORD)
     metadata: dict[str, str] = {}
     for key, value in document.items():
         if not is_text(key) or not isinstance(value, str) or not is_text(value):
-            what = f"{METADATA}: value of {clip(key)!r} is not a string"
+            what = f"{METADATA_RECORD}: value of {clip(key)!r} is not a string"
             raise CheckpointError(what, file=path, found=describe(value), expected="a string")
         metadata[key] = value
     return metadata

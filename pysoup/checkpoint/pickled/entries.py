@@ -16,9 +16,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
+from ..strict_json import clip, is_text
 from .pickle_values import OtherKey
-from .strict_json import clip, is_text
 from .torch_tensors import TensorRef, UnreadTensor, kind_of
 
 _DEPTH = 3

@@ -12,12 +12,11 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..contents import METADATA_RECORD
 from .layout import Layout, Placement, TensorSpec, tensor_bytes
 from .state_dict_pickle import TensorRecord, state_dict_pickle
 from .writing import file_crc32, write_fully
 from .zip_layout import ALIGNMENT, ZipLayout
-
-METADATA_RECORD = "pysoup.json"
 
 _TOP = "archive"
 """The folder that all records are in; torch takes the output's name, or this where it has none."""

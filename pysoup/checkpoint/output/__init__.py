@@ -1,0 +1,1 @@
+"""Writing: where everything goes, known before a byte is written; one rename publishes it."""
