@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--ingredients", type=int, default=8)
     parser.add_argument("--dtypes", default="F32,BF16")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--patience", type=float, default=8.0, help="seconds before a contender sits out")
+    parser.add_argument("--patience", type=float, default=5.0, help="seconds before a contender sits out")
     parser.add_argument("--patience-cold", type=float, default=40.0, help="the same where the disk is read")
     parser.add_argument("--parts", default="warm,cold")
     parser.add_argument("--only", default="", help="parts of the names of contenders' scripts, with commas")

@@ -78,6 +78,11 @@ def vit(width: int, depth: int, patch: int, tokens: int, classes: int = 1000) ->
     }
 
 
+def vit_ti16() -> dict[str, tuple[int, ...]]:
+    """ViT-Ti/16: 5.7 M parameters, where every element is looked at."""
+    return vit(192, 12, 16, 197)
+
+
 def vit_s16() -> dict[str, tuple[int, ...]]:
     """ViT-S/16: 22.1 M parameters in 152 tensors, the small model."""
     return vit(384, 12, 16, 197)

@@ -48,33 +48,40 @@ def ulp_errors(results: Mapping[str, torch.Tensor], inputs: Sequence[torch.Tenso
     return found
 
 
+# Steps from one number to another, counted up to each of these; the last count is of what lies beyond.
+STEPS = (0, 1, 2, 8, 64, 1024)
+
+
 @dataclass
 class Distance:
-    """Two results beside each other, over all elements, in ulp of their dtype.
+    """Two weighted averages of the same inputs beside each other, over all elements.
 
-    ``largest`` and ``beyond_one`` (how many elements differ by more than 1) count steps from one result to the other.
-    Where the inputs nearly cancel, such steps are tiny beside the inputs, and an f32 sum's own rounding is many of
-    them; ``at_inputs`` is the largest difference in ulp at the magnitude of the largest input.
+    ``different`` counts those with different bits; ``steps`` how many steps from one representable number to the next
+    lie between, in the classes of ``STEPS`` (0, 1, 2, 3 to 8, ..., more). Where the inputs nearly cancel, steps are
+    tiny beside the inputs and an f32 sum's rounding is many of them: ``largest_ulp`` is the largest difference in ulp
+    at the largest of the result and the weighted inputs.
     """
 
-    largest: int
-    beyond_one: int
-    at_inputs: float
+    different: int
+    steps: list[int]
+    largest_ulp: float
     elements: int
 
 
-def distance(a: torch.Tensor, b: torch.Tensor, inputs: Sequence[torch.Tensor]) -> Distance:
-    """``a`` and ``b`` are averages of ``inputs``; all are flat and of one dtype."""
+def distance(a: torch.Tensor, b: torch.Tensor, inputs: Sequence[torch.Tensor], shares: Sequence[float]) -> Distance:
+    """``a`` and ``b`` are averages of ``inputs`` with weights ``shares``; all are flat and of one dtype."""
     bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[a.element_size()]
-    found = Distance(0, 0, 0.0, a.numel())
+    found = Distance(0, [0] * (len(STEPS) + 1), 0.0, a.numel())
     for begin in range(0, a.numel(), _CHUNK):
         part = slice(begin, begin + _CHUNK)
-        steps = (_ordered(a[part].view(bits)) - _ordered(b[part].view(bits))).abs_()
-        found.largest = max(found.largest, int(steps.max()))
-        found.beyond_one += int((steps > 1).sum())
-        largest = np.max([x[part].to(torch.float64).abs().numpy() for x in inputs], axis=0)
-        gap = (a[part].to(torch.float64) - b[part].to(torch.float64)).abs().numpy()
-        found.at_inputs = max(found.at_inputs, float((gap / _spacing(largest, a.dtype)).max()))
+        found.different += int((a[part].view(bits) != b[part].view(bits)).sum())
+        steps = (_ordered(a[part].view(bits)) - _ordered(b[part].view(bits))).abs_().numpy()
+        for i, count in enumerate(np.bincount(np.searchsorted(STEPS, steps), minlength=len(STEPS) + 1)):
+            found.steps[i] += int(count)
+        scaled = [np.abs(w * x[part].to(torch.float64).numpy()) for w, x in zip(shares, inputs, strict=True)]
+        ours, theirs = (x[part].to(torch.float64).numpy() for x in (a, b))
+        largest = np.max([*scaled, np.abs(ours)], axis=0)
+        found.largest_ulp = max(found.largest_ulp, float((np.abs(ours - theirs) / _spacing(largest, a.dtype)).max()))
     return found
 
 

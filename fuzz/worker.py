@@ -73,7 +73,7 @@ def _instrumented(atheris: Any) -> AbstractContextManager[Any]:
 def import_readers() -> None:
     """All that reading a file can import, so that an import while one is read is a finding."""
     package = importlib.import_module("pysoup.checkpoint")
-    names = [f"pysoup.checkpoint.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
+    names = [module.name for module in pkgutil.walk_packages(package.__path__, "pysoup.checkpoint.")]
     for name in (*names, "encodings.cp437", "encodings.latin_1"):
         importlib.import_module(name)
     importlib.import_module("pysoup._native").capabilities()

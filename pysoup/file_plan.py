@@ -31,7 +31,7 @@ _CACHED_BUFFER = 1 << 20
 _BYTES_PER_INPUT = 32 << 10
 # A thread with less than this to read at a time costs more than it brings, its own stack included.
 _LEAST_BUFFER = 64 << 10
-_GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.cpp
+_GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.h
 
 
 class Member:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pysoup
 from pysoup import _native
-from pysoup.checkpoint import unpack, writing  # noqa: F401 (loaded before the limits hold)
+from pysoup.checkpoint import unpack  # noqa: F401 (loaded before the limits hold)
+from pysoup.checkpoint.output import writing  # noqa: F401
 from pysoup.errors import SoupError
 
 NOBODY = 65534

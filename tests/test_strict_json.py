@@ -75,8 +75,12 @@ def _json_reads(raw: bytes) -> dict[str, object] | None:
     def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         return dict(pairs) if len(dict(pairs)) == len(pairs) else refuse()
 
+    def number(text: str) -> float:
+        # What no 64 bits hold is a float here: no size in a header, whatever its digits.
+        return float(text) if len(text) > 20 or text == "-0" else int(text)
+
     try:
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse, parse_int=number)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
