@@ -79,9 +79,9 @@ def mergekit_rows(family: Family, merge: Callable[..., StateDict]) -> tuple[list
     """How far mergekit's linear method is from pysoup over all elements: what must hold, and the counts.
 
     16-bit types, against mergekit's defaults: the same bits with equal weights, within 1 ulp with unequal ones (it
-    divides by the sum of the weights at the end, pysoup before). f32, against mergekit told to sum in f64: within 1 ulp.
-    Its default sums f32 in f32; how far that takes it away is in the counts. An ulp is taken at the largest of the
-    result and the weighted inputs: where those cancel, any sum's rounding is many ulp of the result.
+    divides by the sum of the weights at the end, pysoup before). f32, against mergekit told to sum in f64: within
+    1 ulp. Its default sums f32 in f32; how far that takes it away is in the counts. An ulp is taken at the largest of
+    the result and the weighted inputs: where those cancel, any sum's rounding is many ulp of the result.
     """
     rows, details = [], {}
     for code in ("F32", "BF16", "F16"):

@@ -1,6 +1,6 @@
 """Averages of files, whole processes: `pysoup average` against `cat` of the inputs and `cp` of one of them.
 
-    python benchmarks/bench_files.py [--ingredients 8] [--repeats 7] [--dtypes f32,bf16] [--data DIR] [--keep]
+    python benchmarks/bench_files.py [--ingredients 8] [--repeats 5] [--dtypes f32,bf16] [--data DIR] [--keep]
 
 Makes K checkpoints with CLIP ViT-B/32's shapes (605 MB each in f32), checks the output against an independent sum, and
 times whole commands in turn on a warm page cache: process start, header checks, reading, writing and renaming included.
@@ -169,7 +169,7 @@ def start_up(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ingredients", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dtypes", default="f32,bf16")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next run")

@@ -1,6 +1,6 @@
 """Averages in memory: pysoup against a bandwidth probe on the same pages and against what people write in torch.
 
-    python benchmarks/bench_memory.py [--threads 2] [--ingredients 8] [--repeats 9] [--no-compile]
+    python benchmarks/bench_memory.py [--threads 2] [--ingredients 8] [--repeats 7] [--no-compile]
 
 Every contender is checked for its result before it is timed.
 """
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=_native.default_threads())
     parser.add_argument("--ingredients", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-compile", dest="compile", action="store_false")
     parser.add_argument("--slow", action="store_true", help="also time stack().mean(), once")
     args = parser.parse_args()

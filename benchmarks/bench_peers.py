@@ -3,9 +3,9 @@
     python benchmarks/bench_peers.py [--model large] [--ingredients 8] [--dtypes F32,BF16] [--rounds 5] [--data DIR]
 
 A round runs every contender once, in shuffled order; one that has used up --patience seconds sits out further rounds,
-so the slow ones have one or two runs and the fast ones --rounds. Memory is the peak of RssAnon, sampled. The cold part
-drops the inputs from this machine's page cache before each run, checks that (mincore), and reads them with O_DIRECT
-beside it. Nobody waits for the disk to have written the output.
+so the slow ones have one or two runs, the fast ones and those that the goals name --rounds. Memory is the peak of
+RssAnon, sampled. The cold part drops the inputs from this machine's page cache before each run, checks that (mincore),
+and reads them with O_DIRECT beside it. Nobody waits for the disk to have written the output.
 
 --full adds f16, two and four ingredients, the cold runs of all, and .pt files.
 """
@@ -30,8 +30,9 @@ from shapes import vit_l14, vit_s16
 MODELS = {"large": vit_l14, "small": vit_s16}
 # The disk decides what a cold run takes: one peer shows it.
 COLD = ("mergekit_cli",)
-# The goals name it, so it has all rounds.
+# What the goals name has all rounds.
 ASKED = "mergekit-pytorch"
+WARM_GOAL, COLD_GOAL = ("pysoup", ASKED), ("pysoup", DIRECT)
 Goals = list[dict[str, Any]]
 
 
@@ -50,8 +51,7 @@ def one(folder: Path, code: str, count: int, family: Family, args: argparse.Name
             if not cold or args.full or peer.script in COLD:
                 contenders[peer.label] = outputs.peer(peer, python or sys.executable)
         contests[label] = Contest(inputs, cold)
-        never_out = () if cold else (ASKED,)
-        contests[label].play(contenders, args.rounds, args.patience_cold if cold else args.patience, never_out)
+        contests[label].play(contenders, args.rounds, args.patience, COLD_GOAL if cold else WARM_GOAL)
     outputs.remove_all()
     return contests
 
@@ -89,7 +89,6 @@ def main() -> None:
     parser.add_argument("--dtypes", default="F32,BF16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds before a contender sits out")
-    parser.add_argument("--patience-cold", type=float, default=40.0, help="the same where the disk is read")
     parser.add_argument("--parts", default="warm,cold")
     parser.add_argument("--only", default="", help="parts of the names of contenders' scripts, with commas")
     parser.add_argument("--suffix", default=".safetensors", help="or .pt")
@@ -104,7 +103,8 @@ def main() -> None:
     args.data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.data) as scratch:
         folder = Path(scratch)
-        start = start_up(folder, available(args.python, only=args.only), args.python or sys.executable)
+        peers = available(args.python, only=args.only)
+        start = start_up(folder, peers, args.python or sys.executable, WARM_GOAL)
         for code in args.dtypes.split(","):
             found = one(folder, code, args.ingredients, family, args)
             contests[code] = {label: contest.to_json() for label, contest in found.items()}

@@ -2,8 +2,8 @@
 
     python benchmarks/bench_sweep.py [--ingredients 2 4 8 16 32 64] [--dtypes F32 BF16 F16] [--full]
 
-Whole processes, as in bench_peers.py. --full runs all peers everywhere; without it, those of EVERYWHERE, and all of
-them with eight f32 models. Eight checkpoints are averaged as .pt files too.
+Whole processes, as in bench_peers.py. --full runs all peers everywhere, f16 too; without it, those of EVERYWHERE, all
+of them with eight f32 models, and eight f16 models. Eight checkpoints are averaged as .pt files too.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from measure import machine, save
 from peer_tools import available, peers_python
 from shapes import vit_s16
 
-EVERYWHERE = "official_loop,careful_loop,mergekit"
+EVERYWHERE = "official_loop,careful_loop,mergekit_cli"
 TORCH_FILES = "careful_loop,mergekit_cli"
+# f16 costs what bf16 costs: one point of it, unless all is asked for.
+F16_COUNTS = (8,)
 
 
 def contest(
@@ -61,7 +63,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.data) as scratch:
             folder = Path(scratch)
             runs[code] = {}
-            for count in args.ingredients:
+            for count in args.ingredients if args.full or code != "F16" else F16_COUNTS:
                 only = "" if args.full or (code == "F32" and count == 8) else EVERYWHERE
                 runs[code][count] = contest(folder, family, code, count, ".safetensors", only, args)
             if code != "F16":

@@ -32,6 +32,7 @@ from pysoup import _native
 PROBE = "probe: K reads, one write"
 COMPILED = "torch.compile of the sum, flat, old output"
 FOREACH = "_foreach_add_ into f32, and back"
+F16_COUNTS = (8,)
 BOUND = "pysoup, prepared plan, old output"
 
 
@@ -107,8 +108,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ingredients", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--dtypes", nargs="+", default=["F32", "BF16", "F16"])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--patience", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--patience", type=float, default=0.3)
+    parser.add_argument("--full", action="store_true", help="f16 with every number of models, not eight alone")
     args = parser.parse_args()
     in_peers_environment()
     info, threads = machine(), _native.default_threads()
@@ -117,8 +119,9 @@ def main() -> None:
     runs: dict[str, Any] = {}
     for code in args.dtypes:
         runs[code] = {}
-        pairs = [family.spaced(k, NAMES[code]) for k in range(max(args.ingredients))]
-        for count in args.ingredients:
+        counts = args.ingredients if args.full or code != "F16" else F16_COUNTS
+        pairs = [family.spaced(k, NAMES[code]) for k in range(max(counts))]
+        for count in counts:
             flats, models = [pair[0] for pair in pairs[:count]], [pair[1] for pair in pairs[:count]]
             runs[code][count] = play(contenders(flats, models, threads), args.rounds, args.patience)
             print(code, count, {n: f"{v['best'] * 1e3:.0f} ms" for n, v in runs[code][count].items()}, flush=True)

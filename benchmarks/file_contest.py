@@ -187,8 +187,13 @@ def ceilings(inputs: Sequence[Path], cold: bool) -> dict[str, Callable[[], Run]]
     return found
 
 
-def start_up(folder: Path, peers: Sequence[Peer], python: str) -> dict[str, dict[str, float]]:
-    """Seconds and anonymous memory of each contender's command over two checkpoints of a few bytes: its fixed cost."""
+def start_up(
+    folder: Path, peers: Sequence[Peer], python: str, timed: Collection[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Seconds and anonymous memory of each contender's command over two checkpoints of a few bytes: its fixed cost.
+
+    The median of three runs for those in ``timed``, one run of the others, after one that fills the page cache.
+    """
     from safetensors.torch import save_file
 
     tiny = [folder / f"tiny-{i}.safetensors" for i in range(2)]
@@ -197,7 +202,8 @@ def start_up(folder: Path, peers: Sequence[Peer], python: str) -> dict[str, dict
     outputs = Outputs(folder, tiny)
     found = {}
     for name, call in {"pysoup": outputs.pysoup(), **{p.label: outputs.peer(p, python) for p in peers}}.items():
-        runs = [call() for _ in range(3)][1:]
+        call()
+        runs = [call() for _ in range(3 if name in timed else 1)]
         found[name] = {
             "seconds": statistics.median(r.seconds for r in runs),
             "anonymous": max(r.peak_anonymous for r in runs),

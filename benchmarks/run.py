@@ -3,7 +3,7 @@
     python benchmarks/run.py [NAME ...]        error peers sweep sweep_memory memory files; demo only where it is named
     python benchmarks/run.py --tables-only     figure and tables again, from the saved results
 
---full asks bench_peers.py and bench_sweep.py for what they leave out for the sake of time.
+--full asks the contests for what they leave out for the sake of time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 README = HERE / "README.md"
 # In this order: whether the results agree comes before any time that is taken.
 DEFAULT = ("error", "peers", "sweep", "sweep_memory", "memory", "files")
-WITH_FULL = ("peers", "sweep")
+WITH_FULL = ("peers", "sweep", "sweep_memory")
 
 
 def demo_block() -> str:

@@ -61,7 +61,13 @@ def __getattr__(name: str) -> Any:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'pysoup' has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{home}", __name__), name)
+    try:
+        return getattr(importlib.import_module(f".{home}", __name__), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        what = f"pysoup.{name} needs torch: pip install 'model-soups[torch]' (in a checkout: '.[torch]')"
+        raise ModuleNotFoundError(what, name="torch") from None
 
 
 def __dir__() -> list[str]:

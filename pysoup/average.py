@@ -104,14 +104,19 @@ def average_checkpoints(
     notes: list[str] = []
     checkpoints = open_found(paths, entry, notes)
     values = check_weights(weights, len(checkpoints))
-    checkpoints, matched = align_names(checkpoints)
+    checkpoints, matched = align_names(checkpoints, keys)  # type: ignore[arg-type]
     names, aliases = agreement(checkpoints, keys)  # type: ignore[arg-type]
     for checkpoint in checkpoints:
         refuse_scaled_f8(checkpoint)
     types = output_types(checkpoints, names, wanted)
     overall = mix(values, range(len(checkpoints)), normalize=normalize)
     settings = _settings(
-        dtype=None if wanted is None else wanted.short, integers=integers, keys=keys, entry=entry, normalize=normalize
+        normalize=normalize,
+        dtype=None if wanted is None else wanted.short,
+        integers=integers,
+        keys=keys,
+        entry=entry,
+        **{"shard-size": None if shard_size is None else str(shard_size)},
     )
     request = OutputRequest(Path(output), wanted, shard_size, overwrite, settings)
     writer = output_writer(request, checkpoints, names, types, aliases, overall)
@@ -139,6 +144,8 @@ def average_checkpoints(
         report.notes.append(f"copied from the first input: {', '.join(writer.carried)}")
     if "config.json" in writer.rewritten:
         report.notes.append("config.json of the first input says the new dtype")
+    if writer.is_directory and not checkpoints[0].is_directory and not os.path.isdir(output):
+        report.notes.append(f"{output} is a directory; a name ending in .safetensors or .pt is one file")
     if writer.left:
         report.notes.append(f"not copied from the first input: {', '.join(writer.left)}")
     report.threads, buffer_bytes = fit_buffers(budget, count, plan.minimum_buffer, len(members))

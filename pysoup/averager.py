@@ -63,6 +63,8 @@ class Averager:
         """Ingredients in the sum; one of weight 0 is none."""
         self.total = 0.0
         """Sum of their weights."""
+        self.nonfinite: list[str] = []
+        """Tensors of the last result or preview that hold NaN or an infinity."""
         self._integer_values: dict[str, Tensor] = {}
         self._accumulators: list[int] = []
         self._offsets: list[int] = []
@@ -228,13 +230,18 @@ class Averager:
             columns.add(slot.elements, ops.addresses([flat])[0], MEMORY, ops.dtype_of(flat).native, acc, divisor)
         sources = [self._sum_column(1.0 / _F32_SCALE)] if self.count else []
         if ingredient is None:
-            _native.run(columns.plan(sources), threads=self._threads)
+            rows = set(_native.run(columns.plan(sources), threads=self._threads))
         else:
             plan = columns.plan([*sources, ingredient.column([weight] * len(targets.flats))])
-            ingredient.run(plan, self._threads, self._buffer_bytes)
+            rows = set(ingredient.run(plan, self._threads, self._buffer_bytes))
         for i, quotient in overflowed.items():
             mended = self._mended(i, quotient, ingredient, weight, divisor)
             ops.weighted_sum([[mended]], [1.0], [targets.flats[i].view(-1)], 1.0, threads=self._threads)
+            if bool(torch.isfinite(targets.flats[i].double()).all()):
+                rows.discard(i)
+            else:
+                rows.add(i)
+        self.nonfinite = [self._layout.slots[row].name for row in sorted(rows)]
         return targets.deliver(integers)
 
     def _overflowed(self) -> list[int]:

@@ -295,8 +295,13 @@ _ARRAY_CODES = {
 
 
 def _write_largest(name: str, holders: Sequence[tuple[Member, TensorEntry]], writer: CheckpointWriter) -> None:
+    """Piece by piece and one input after the other, so that two pieces are in memory, however many inputs."""
     dtype = holders[0][1].dtype
     code = _ARRAY_CODES["U" if dtype.kind == "bool" else dtype.name[0], dtype.itemsize]
     for start, size in _chunks(holders[0][1].nbytes):
-        values = (array(code, member.read(entry, start, size)) for member, entry in holders)
-        writer.write_bytes(name, array(code, map(max, *values)).tobytes(), start)
+        largest: array[int] | None = None
+        for member, entry in holders:
+            values = array(code, bytes(member.read(entry, start, size)))
+            largest = values if largest is None else array(code, map(max, largest, values))
+        assert largest is not None
+        writer.write_bytes(name, largest.tobytes(), start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .dtypes import DType
 from .errors import IncompatibleError, SoupError
 from .file_plan import Member, read_error, real_parts
 from .tables import StateDict, column, some_names
+
+_COMPARE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class Layout:
     kept: dict[str, tuple[tuple[int, ...], torch.dtype]]
     names: tuple[str, ...]
     """All names, aliases too, in the order of the model."""
+    kept_ties: dict[str, tuple[str, ...]]
+    """For tensors without a mean that share one memory: each of the names -> all of them."""
+
+    def kept_names(self, name: str) -> tuple[str, ...]:
+        """The names under which an ingredient may have a tensor without a mean: its own, then those tied to it."""
+        return (name, *(other for other in self.kept_ties.get(name, ()) if other != name))
 
     @classmethod
     def of(cls, spec: Any) -> Layout:
@@ -67,14 +76,16 @@ class Layout:
         groups: dict[Any, list[str]] = {}
         for name, _, _, identity in rows:
             groups.setdefault(identity, []).append(name)
-        slots, kept = [], {}
+        slots, kept, kept_ties = [], {}, {}
         for name, shape, dtype, identity in rows:
             if not (dtype.is_floating_point or dtype.is_complex):
                 kept[name] = (tuple(shape), dtype)
+                if len(groups[identity]) > 1:
+                    kept_ties[name] = tuple(groups[identity])
             elif groups[identity][0] == name:
                 real, elements = real_parts(ops.dtype_of(torch.empty(0, dtype=dtype)), torch.Size(shape).numel())
                 slots.append(Slot(name, tuple(groups[identity][1:]), tuple(shape), elements, real, dtype))
-        return cls(tuple(slots), kept, tuple(row[0] for row in rows))
+        return cls(tuple(slots), kept, tuple(row[0] for row in rows), kept_ties)
 
 
 def _identity(name: str, tensor: Tensor) -> Any:
@@ -118,14 +129,14 @@ class Ingredient:
             self._check(slot.name, tensor, slot.shape, slot.torch_dtype)
             for alias in slot.names:
                 if alias in tensors and alias != name and not same_bits(tensors[alias], tensor):
-                    found = f"values other than those of {name!r}"
-                    raise IncompatibleError("tied in the model, not here", file=self.label, tensor=alias, found=found)
+                    raise self._untied(alias, name)
             flat = ops.as_reals(tensor).detach().cpu().contiguous()
             self._flats.append(flat)
             self.dtypes.append(ops.dtype_of(flat))
         for name, (shape, dtype) in layout.kept.items():
-            self._check(name, tensors[name], shape, dtype)
-            self.integers[name] = tensors[name].detach().cpu()
+            tensor = tensors[next(n for n in layout.kept_names(name) if n in tensors)]
+            self._check(name, tensor, shape, dtype)
+            self._keep(name, tensor.detach().cpu())
         return self
 
     @classmethod
@@ -134,25 +145,52 @@ class Ingredient:
         refuse_scaled_f8(checkpoint)
         (checkpoint,), notes = align_names_to(layout.names, [checkpoint], "the model")
         for note in notes:
-            warnings.warn(note, stacklevel=3)
+            warnings.warn(note, stacklevel=_callers_level())
         self._member = Member(checkpoint)
-        names = [*checkpoint, *checkpoint.aliases]
-        for slot, name in zip(layout.slots, self._match(dict.fromkeys(names)), strict=True):
+        names = dict.fromkeys([*checkpoint, *checkpoint.aliases])
+        ties: list[tuple[str, TensorEntry, TensorEntry]] = []
+        for slot, name in zip(layout.slots, self._match(names), strict=True):
             entry = checkpoint.entry(name)
+            others = [(alias, checkpoint.entry(alias)) for alias in slot.aliases if alias in names]
+            ties += [(alias, other, entry) for alias, other in others if other.name != entry.name]
             self._check_like(slot.name, entry.shape, entry.dtype, slot.shape, slot.torch_dtype)
             self._entries.append(entry)
             self.dtypes.append(real_parts(entry.dtype, 0)[0])
         for name, (shape, dtype) in layout.kept.items():
-            entry = checkpoint.entry(name)
+            entry = checkpoint.entry(next(n for n in layout.kept_names(name) if n in names))
             self._check_like(name, entry.shape, entry.dtype, shape, dtype)
-            self.integers[name] = checkpoint.tensor(name)
+            self._keep(name, checkpoint.tensor(entry.name))
+        if ties:
+            self._refuse_untied(ties)
         return self
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        """Takes a tensor without a mean; so what is tied in the model stays equal whatever the policy makes of it."""
+        for other in self.layout.kept_names(name):
+            if other in self.integers and not torch.equal(self.integers[other], value):
+                raise self._untied(name, other)
+        self.integers[name] = value
+
+    def _refuse_untied(self, ties: Sequence[tuple[str, TensorEntry, TensorEntry]]) -> None:
+        """Raises where a file stores tensors (name, its entry, the one that is used) apart that are not the same."""
+        with self:
+            for alias, other, used in ties:
+                if (other.dtype, other.shape) != (used.dtype, used.shape):
+                    raise self._untied(alias, used.name)
+                for start in range(0, used.nbytes, _COMPARE_BYTES):
+                    size = min(_COMPARE_BYTES, used.nbytes - start)
+                    if self.member.read(other, start, size) != self.member.read(used, start, size):
+                        raise self._untied(alias, used.name)
+
+    def _untied(self, name: str, other: str) -> IncompatibleError:
+        found = f"values other than those of {other!r}"
+        return IncompatibleError("tied in the model, not here", file=self.label, tensor=name, found=found)
 
     def _match(self, names: Mapping[str, object]) -> list[str]:
         """For each slot the name under which it is here; all names must be accounted for."""
         chosen = [next((n for n in slot.names if n in names), None) for slot in self.layout.slots]
         lacks = [s.name for s, n in zip(self.layout.slots, chosen, strict=True) if n is None]
-        lacks += [n for n in self.layout.kept if n not in names]
+        lacks += [n for n in self.layout.kept if not any(other in names for other in self.layout.kept_names(n))]
         known = {n for slot in self.layout.slots for n in slot.names} | set(self.layout.kept)
         extra = [n for n in names if n not in known]
         if lacks or extra:
@@ -209,11 +247,11 @@ class Ingredient:
             result.add(*self._member.place(entry), dtype.native, factor)
         return result
 
-    def run(self, plan: Any, threads: int, buffer_bytes: int) -> None:
-        """Runs a plan that reads this ingredient; a failed read names file and tensor."""
+    def run(self, plan: Any, threads: int, buffer_bytes: int) -> list[int]:
+        """Runs a plan that reads this ingredient; a failed read names file and tensor. Returns the rows not finite."""
         buffer_bytes = max(buffer_bytes, plan.minimum_buffer)
         try:
-            _native.run(plan, threads=threads, buffer_bytes=buffer_bytes)
+            return _native.run(plan, threads=threads, buffer_bytes=buffer_bytes)
         except _native.load().NativeError as error:
             raise self._blame(error) from None
 
@@ -232,8 +270,26 @@ class Ingredient:
         """Where the slots' values are read from, if that is memory; else nothing."""
         return self._flats
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes on the disk, while the slots are read, for tensors that are not plain bytes in their files."""
+        if self._member is None or not self._member.checkpoint.has_forms:
+            return 0
+        from .checkpoint.unpack import unpacked_bytes
+
+        return unpacked_bytes(self._entries)
+
     def slot_values(self, index: int) -> Tensor:
         """The values of one slot as a flat f64 tensor, read whole; for the rare repair of overflowed sums."""
         if self._member is None:
             return self._flats[index].reshape(-1).double()
         return ops.as_reals(self._member.checkpoint.tensor(self._entries[index].name)).reshape(-1).double()
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` with which a warning of the calling function shows the line that called this package."""
+    package, level = __name__.partition(".")[0], 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
+        frame, level = frame.f_back, level + 1
+    return level

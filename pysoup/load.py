@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parameter import is_lazy
 
 from . import _native, ops
 from .average import AverageReport, all_shares, open_members
 from .checkpoint import Checkpoint, align_names_to
 from .checkpoint.find import open_found
+from .checkpoint.output.preflight import free_bytes
 from .columns import MEMORY, Columns, accumulator
-from .errors import CheckpointError, SoupError
+from .errors import CheckpointError, OutputError, SoupError
 from .file_plan import fit_buffers, read_error
 from .ingredient import Ingredient, Layout
 from .integers import check_policy
 from .remarks import input_notes, nonfinite_notes
 from .sizes import parse_size
-from .tables import merge_integers
+from .tables import column, merge_integers
 from .targets import Targets
 from .weights import Mix, check_weights, mix
 
@@ -43,7 +47,9 @@ def load_soup_(
     are as there), without a file in between and without a second copy of the model: every ingredient is read once, in
     step, through ``memory`` bytes of buffers. The model's dtypes are the result's; the files' types may be others. Its
     names, shapes and ties must be the files' (wrappers such as ``module.`` may differ: see the report's notes).
-    Autograd is told that the tensors changed.
+    Autograd is told that the tensors changed. A parameter that is not contiguous (channels-last), or not on the CPU,
+    takes a buffer of its size beside ``memory``; the report's ``memory_bytes`` counts it. Tensors that a file holds
+    strided or compressed are unpacked into the system's temporary directory.
 
     All headers are checked before anything is written. Should a file fail to be read after that, the error says that
     the model holds part of the average. Raises as :func:`pysoup.average_checkpoints` does.
@@ -53,6 +59,7 @@ def load_soup_(
     budget, count = parse_size(memory), _native.threads_or_default(threads)
     check_policy(integers)
     layout = Layout.of(model)
+    _refuse_copies(model)
     notes: list[str] = []
     opened = open_found(paths, entry, notes)
     values = check_weights(weights, len(opened))
@@ -71,7 +78,7 @@ def load_soup_(
         parameters=sum(torch.Size(slot.shape).numel() for slot in layout.slots),
         bytes_read=loading.bytes_read,
         bytes_written=sum(flat.numel() * flat.element_size() for flat in loading.targets.flats),
-        memory_bytes=threads_used * buffer_bytes,
+        memory_bytes=threads_used * buffer_bytes + loading.targets.buffer_bytes,
         threads=threads_used,
         isa=_native.active_isa(),
         seconds=time.perf_counter() - started,
@@ -107,6 +114,7 @@ class _Loading:
     def run(self, budget: int, threads: int, progress: Callable[[int, int], object] | None) -> tuple[int, int]:
         """Reads, averages and writes; returns the threads and the buffer bytes a thread that were used."""
         members = [i.member for i in self.ingredients]
+        _check_scratch(sum(i.scratch_bytes for i in self.ingredients))
         with open_members(members):
             plan = self._plan()
             threads, buffer_bytes = fit_buffers(budget, threads, plan.minimum_buffer, len(members))
@@ -132,6 +140,32 @@ class _Loading:
             columns.add(slot.elements, at, MEMORY, ops.dtype_of(flat).native, acc, self.law.divisor)
         factors = ([factor] * len(self.slots) for factor in self.law.factors)
         return columns.plan([i.column(f) for i, f in zip(self.ingredients, factors, strict=True)])
+
+
+def _refuse_copies(model: torch.nn.Module) -> None:
+    """Raises where a state dict made by hooks holds tensors other than the model's: writing them changes nothing."""
+    live = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and t.layout == torch.strided]
+    sizes = dict(zip(ops.addresses(live), (t.nbytes for t in live), strict=True))
+    state = model.state_dict()
+    tensors = column(state, list(state), "the model", "itself")
+    for name, tensor, at in zip(state, tensors, ops.addresses(tensors), strict=True):
+        # A view of a part of a parameter begins somewhere within it.
+        if tensor.numel() and at not in sizes and not any(0 <= at - begin < size for begin, size in sizes.items()):
+            raise SoupError("state_dict() of the model gives copies, which cannot be written through", tensor=name)
+
+
+def _check_scratch(nbytes: int) -> None:
+    """Raises where the system's temporary directory has no room for ``nbytes`` bytes of unpacked tensors."""
+    if not nbytes:
+        return
+    try:
+        directory = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise OutputError("no temporary directory for unpacked tensors", found=error.strerror) from None
+    free = free_bytes(directory)
+    if free < nbytes:
+        what = "not enough disk space for unpacked tensors"
+        raise OutputError(what, file=directory, found=f"{free} bytes free", expected=f"{nbytes} bytes")
 
 
 def _partly(error: SoupError) -> SoupError:

@@ -41,7 +41,9 @@ def output_types(checkpoints: Sequence[Checkpoint], names: Sequence[str], wanted
         other = next(k for k, d in enumerate(found) if d not in (None, found[first]))
         floats = all(d is None or d.kind == "float" for d in found)
         if wanted is None or not floats:
-            expected = f"{found[first]} as in {checkpoints[first].path}" + ("; or give a dtype" if floats else "")
+            expected = f"{found[first]} as in {checkpoints[first].path}" + (
+                "; or give a dtype (--dtype)" if floats else ""
+            )
             raise IncompatibleError(
                 "dtypes differ", file=checkpoints[other].path, tensor=name, found=found[other], expected=expected
             )
@@ -113,15 +115,15 @@ def _holder(checkpoints: Sequence[Checkpoint], name: str) -> Checkpoint:
 def _card(request: OutputRequest, checkpoints: Sequence[Checkpoint], law: Mix) -> str:
     ingredients = [str(checkpoints[k].path) for k in law.members]
     options = [part for option, value in request.settings.items() for part in (f"--{option}", value) if part]
-    equal = all(share == law.shares[0] for share in law.shares)
-    weights = [] if equal else ["--weights", ",".join(repr(share) for share in law.shares)]
+    equal = law.divisor == len(law.members) and all(factor == 1 for factor in law.factors)
+    weights = [] if equal else [f"--weights={','.join(repr(share) for share in law.shares)}"]
     return model_card(
         CardFacts(
             title=os.path.basename(os.path.abspath(request.path)),
             ingredients=ingredients,
             weights=law.shares,
             version=__version__,
-            settings=request.settings,
+            settings={option: value or "yes" for option, value in request.settings.items()},
             command=["pysoup", "average", *ingredients, *weights, *options, "-o", str(request.path)],
         )
     )

@@ -44,20 +44,28 @@ class Unwrapped:
         return len(set(self.plain)) == len(self.plain)
 
 
-def matched(names: Sequence[str], reference: Sequence[str]) -> tuple[dict[str, str], str] | None:
+def matched(
+    names: Sequence[str], reference: Sequence[str], *, all_of_them: bool = True
+) -> tuple[dict[str, str], str] | None:
     """``names`` (those that change) -> what ``reference`` calls them, and a text that says so; None where no match.
 
-    There is a match only if the two differ, and are the same set of names without their wrappers.
+    There is a match only if the two differ, and are the same set of names without their wrappers; or, unless
+    ``all_of_them`` need be, if they have no name in common with them and some without.
     """
-    if names and reference and set(names) == set(reference):
+    if not names or not reference or set(names) == set(reference):
         return None
     ours, theirs = Unwrapped(names), Unwrapped(reference)
     if ours.wrappers == theirs.wrappers or not (ours.is_distinct and theirs.is_distinct):
         return None
     called = dict(zip(theirs.plain, theirs.names, strict=True))
-    if called.keys() != set(ours.plain):
+    common = called.keys() & set(ours.plain)
+    if all_of_them:
+        if len(common) < max(len(called), len(ours.plain)):
+            return None
+    elif not common or set(names) & set(reference):
         return None
-    renamed = {name: called[plain] for name, plain in zip(ours.names, ours.plain, strict=True)}
+    wrapper = _EVERYWHERE if theirs.wrappers[:1] == ("module",) else ""
+    renamed = {name: called.get(plain, wrapper + plain) for name, plain in zip(ours.names, ours.plain, strict=True)}
     parts = [f"{verb} {described(w)}" for verb, w in (("has", ours.wrappers), ("lacks", theirs.wrappers)) if w]
     return {name: new for name, new in renamed.items() if name != new}, " and ".join(parts)
 

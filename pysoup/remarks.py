@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from . import _native
 from .checkpoint import Checkpoint, duplicate_inputs
@@ -13,6 +15,11 @@ from .errors import CheckpointError
 from .file_plan import Member, read_error, real_parts
 
 _SHOWN = 8
+_ONE_FOR_ALL = ("config.json", "tokenizer.json", "adapter_config.json", "preprocessor_config.json")
+_OF_ONE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
+_LARGEST_COMPARED = 32 << 20
+_LORA = re.compile(r"(^|\.)lora_(A|B|down|up)(\.|$)")
+_SHARD = re.compile(r"-\d{4,}-of-\d{4,}\.")
 _LONGEST_SHOWN = 200
 _PROBED = 16
 _PROBE_BUFFER = 1 << 20
@@ -20,9 +27,16 @@ _PROBE_BUFFER = 1 << 20
 
 def input_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """Copies among the inputs, nested entries that were taken, and what was left out of the files."""
-    notes = [
-        f"{checkpoints[j].path} looks like a copy of {checkpoints[i].path}" for i, j in duplicate_inputs(checkpoints)
-    ]
+    notes = ["one checkpoint only: the result is a copy of it"] if len(checkpoints) == 1 else []
+    for i, j in duplicate_inputs(checkpoints):
+        one, other = str(checkpoints[i].path), str(checkpoints[j].path)
+        notes.append(f"{one} is given twice" if one == other else f"{other} looks like a copy of {one}")
+    if checkpoints and any(_LORA.search(name) for name in checkpoints[0]):
+        notes.append("these are LoRA adapters: the mean of A and of B is not the mean of their products B A")
+    shards = [str(c.path) for c in checkpoints if not c.is_directory and _SHARD.search(c.path.name)]
+    if shards:
+        notes.append(f"one shard of a model only, not all of it: {_some(shards)}")
+    notes += _differing_files(checkpoints)
     notes += [f"{c.path} is an average itself" for c in checkpoints if "pysoup.ingredients" in c.metadata]
     entries: dict[str, list[Checkpoint]] = {}
     for checkpoint in checkpoints:
@@ -43,17 +57,16 @@ def key_notes(
     checkpoints: Sequence[Checkpoint], names: Sequence[str], aliases: Mapping[str, str], keys: str
 ) -> list[str]:
     """With ``keys`` other than "same": which tensors were left out, or averaged over fewer inputs."""
-    notes = []
     if keys == "intersection":
         chosen = set(names) | set(aliases)
         dropped = {n for c in checkpoints for n in (*c, *c.aliases)} - chosen
-        notes += [f"left out, not in all inputs: {_brief(n)}" for n in sorted(dropped)]
-    if keys == "union":
-        for name in names:
-            holders = sum(name in c or name in c.aliases for c in checkpoints)
-            if holders < len(checkpoints):
-                notes.append(f"averaged over {holders} of {len(checkpoints)} inputs: {_brief(name)}")
-    return notes
+        return [f"left out, not in all inputs: {_some(sorted(dropped))}"] if dropped else []
+    partial: dict[int, list[str]] = {}
+    for name in names if keys == "union" else ():
+        holders = sum(name in c or name in c.aliases for c in checkpoints)
+        if holders < len(checkpoints):
+            partial.setdefault(holders, []).append(name)
+    return [f"averaged over {n} of {len(checkpoints)} inputs: {_some(some)}" for n, some in sorted(partial.items())]
 
 
 def nonfinite_notes(members: Sequence[Member], names: Sequence[str]) -> list[str]:
@@ -65,6 +78,42 @@ def nonfinite_notes(members: Sequence[Member], names: Sequence[str]) -> list[str
     if len(names) > _PROBED:
         notes.append(f"NaN or infinity in {len(names) - _PROBED} more tensors: {_some(map(_brief, names[_PROBED:]))}")
     return notes
+
+
+def _differing_files(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Directories of models that are meant to be read differently: another tokenizer, another configuration."""
+    notes = []
+    folders = [c.files[0].parent for c in checkpoints if c.is_directory]
+    for name in _ONE_FOR_ALL:
+        contents = [_small(folder / name) for folder in folders]
+        for folder, content in zip(folders[1:], contents[1:], strict=True):
+            if content and contents[0] and content != contents[0]:
+                keys = _differing_keys(contents[0], content)
+                if keys != []:
+                    what = "" if keys is None else f" in {_some(keys)}"
+                    notes.append(f"{name} of {folder} differs from the first input's{what}")
+    return notes
+
+
+def _small(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes() if path.is_file() and path.stat().st_size <= _LARGEST_COMPARED else None
+    except OSError:
+        return None
+
+
+def _differing_keys(one: bytes, other: bytes) -> list[str] | None:
+    """The top-level keys of two JSON objects whose values differ; None where they are no such thing."""
+    import json
+
+    try:
+        first, second = json.loads(one), json.loads(other)
+    except (ValueError, RecursionError):
+        return None
+    if type(first) is not dict or type(second) is not dict:
+        return None
+    keys = (first.keys() | second.keys()) - _OF_ONE_SAVE
+    return sorted(key for key in keys if first.get(key) != second.get(key))
 
 
 def _sources_of_nonfinite(members: Sequence[Member], names: Sequence[str]) -> dict[str, list[str]]:

@@ -80,19 +80,27 @@ class Targets:
 
     def _refuse_overlap(self, memory: Mapping[str, Tensor], ingredient: Ingredient | None) -> None:
         slots = self._layout.slots
-        slot_of = {name: slot.name for slot in slots for name in slot.names}
+        tied_to = {name: slot.name for slot in slots for name in slot.names}
+        tied_to |= {name: group[0] for name, group in self._layout.kept_ties.items()}
         names = [slot.name for slot in slots] + [alias for slot in slots for alias in slot.aliases]
         names += self._layout.kept
         outs = [memory[name] for name in names]
         tied = ties(outs)
         for i, j in tied.items():
-            if names[i] not in slot_of or slot_of[names[i]] != slot_of.get(names[j]):
+            if names[i] not in tied_to or tied_to[names[i]] != tied_to.get(names[j]):
                 expected = f"memory other than that of {names[j]!r}"
                 raise IncompatibleError("tied in out, not in the model", file="out", tensor=names[i], expected=expected)
         # The slots come first, so that they stay where the ingredient has them.
         columns = [] if ingredient is None else [ingredient.tensors]
         labels = [] if ingredient is None else [ingredient.label]
         refuse_overlap(without(tied, names), without(tied, outs), columns, labels)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the buffers among ``flats``: for targets that are not contiguous CPU memory."""
+        own = ops.addresses([self._tensors[slot.name] for slot in self._layout.slots])
+        pairs = zip(own, ops.addresses(self.flats), self.flats, strict=True)
+        return sum(flat.nbytes for target, address, flat in pairs if target != address)
 
     def deliver(self, integers: Mapping[str, Tensor]) -> dict[str, Any]:
         """Copies what was not written where it belongs, tells autograd, and returns the result."""

@@ -129,9 +129,21 @@ def test_ema_is_taken_only_when_asked(tmp_path: Path) -> None:
     assert not (tmp_path / "other.pt").exists()
 
 
+def test_entry_is_for_the_files_that_have_a_choice(tmp_path: Path) -> None:
+    torch.save({"state_dict": _state(0), "state_dict_ema": _state(1)}, tmp_path / "nested.pth")
+    paths = [tmp_path / "nested.pth", _save(_state(2), tmp_path / "plain.pt"), _save(_state(3), tmp_path / "one.ckpt")]
+    paths.append(_save(_state(4), tmp_path / "flat.npz"))
+    report = pysoup.average_checkpoints(paths, tmp_path / "soup.pt", entry="state_dict_ema")
+    expected = pysoup.average_state_dicts([_state(seed) for seed in (1, 2, 3, 4)])
+    _equal(torch.load(tmp_path / "soup.pt", weights_only=True), expected)
+    assert f"weights taken from entry 'state_dict' of {tmp_path / 'one.ckpt'}" in report.notes
+    with pytest.raises(CheckpointError, match="no input has that entry: found 'other', expected state_dict"):
+        pysoup.average_checkpoints(paths[1:], tmp_path / "new.pt", entry="other")
+
+
 def test_entry_that_no_format_can_have_is_an_error(tmp_path: Path) -> None:
     path = _save(_state(0), tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="no input has entries"):
+    with pytest.raises(CheckpointError, match="no input has that entry"):
         pysoup.average_checkpoints([path], tmp_path / "soup.pt", entry="ema")
 
 
@@ -147,6 +159,47 @@ def test_wrapped_names_are_matched_to_the_first_and_reported(tmp_path: Path, fir
     assert list(soup) == list(states[first])
     assert torch.equal(next(iter(soup.values())), pysoup.average_state_dicts([_state(0), _state(1)])["conv.weight"])
     assert any("'module.' (DistributedDataParallel)" in note for note in report.notes)
+
+
+def test_union_of_wrapped_and_plain_names_is_one_model(tmp_path: Path) -> None:
+    torch.save({"module.a": torch.zeros(2), "module.b": torch.zeros(2)}, tmp_path / "0.pt")
+    torch.save({"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(2)}, tmp_path / "1.pt")
+    report = pysoup.average_checkpoints([tmp_path / "0.pt", tmp_path / "1.pt"], tmp_path / "soup.pt", keys="union")
+    soup = torch.load(tmp_path / "soup.pt", weights_only=True)
+    assert {name: tensor.tolist() for name, tensor in soup.items()} == {
+        "module.a": [0.5, 0.5],
+        "module.b": [0.5, 0.5],
+        "module.c": [1.0, 1.0],
+    }
+    assert "averaged over 1 of 2 inputs: module.c" in report.notes
+
+
+def test_card_tells_a_command_that_makes_the_same_model(tmp_path: Path) -> None:
+    paths = [_save(_state(seed), tmp_path / f"{seed}.pt") for seed in range(2)]
+    commands = {}
+    for name, options in {
+        "mean": {},
+        "sum": {"weights": [1, 1], "normalize": False},
+        "mixed": {"weights": [3, 1], "dtype": "bf16", "shard_size": "1KB"},
+    }.items():
+        pysoup.average_checkpoints(paths, tmp_path / name, **options)  # type: ignore[arg-type]
+        card = (tmp_path / name / "README.md").read_text()
+        commands[name] = next(line for line in card.splitlines() if line.startswith("pysoup average"))
+    assert "--weights" not in commands["mean"]
+    assert "--weights=1.0,1.0 --no-normalize" in commands["sum"]
+    assert "--weights=0.75,0.25 --dtype bf16 --shard-size 1KB" in commands["mixed"]
+
+
+def test_directories_that_are_read_differently_are_noted(tmp_path: Path) -> None:
+    for seed in range(3):
+        folder = tmp_path / f"m{seed}"
+        folder.mkdir()
+        _save(_state(seed), folder / "model.safetensors")
+        config = {"rope_theta": 1 if seed < 2 else 2, "_name_or_path": str(seed)}
+        (folder / "config.json").write_text(json.dumps(config))
+    report = pysoup.average_checkpoints([tmp_path / f"m{seed}" for seed in range(3)], tmp_path / "soup")
+    differing = [note for note in report.notes if "differs" in note]
+    assert differing == [f"config.json of {tmp_path / 'm2'} differs from the first input's in rope_theta"]
 
 
 def test_sharded_torch_files_give_a_directory_of_as_many_safetensors(tmp_path: Path) -> None:

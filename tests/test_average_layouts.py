@@ -132,7 +132,7 @@ class TestKeys:
         report = average_checkpoints(paths, tmp_path / "soup.safetensors", keys="intersection", sync=False)
         expected = average_state_dicts([{"all": s["all"]} for s in states])
         assert equal(load_file(tmp_path / "soup.safetensors"), expected)
-        assert {"left out, not in all inputs: first", "left out, not in all inputs: later"} <= set(report.notes)
+        assert "left out, not in all inputs: first, later" in report.notes
         assert report.bytes_read == 3 * 20
 
     @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0]], ids=["equal", "unequal"])

@@ -157,7 +157,7 @@ def test_unusable_targets_are_refused_before_anything_is_written(tmp_path: Path)
     assert "output is a directory" in file("dir.safetensors")
     assert "not a regular file" in file("fifo.safetensors")
     for suffix in (".bin", ".ckpt", ".npz", ".tar", ".PT", ""):
-        assert f"unsupported suffix: found {suffix!r}, expected .safetensors or .pt" in file(f"m{suffix}")
+        assert f"unsupported suffix: found {suffix!r}, expected .safetensors, .pt or .pth" in file(f"m{suffix}")
     assert "output is a directory: expected a .pt file" in file("dir.pt")
     assert "too long" in file("m" * 260 + ".safetensors")
     for name in ("m.safetensors", "m.pt", "m.bin", "m.safetensors.index.json"):

@@ -66,7 +66,7 @@ def test_top_takes_the_best_first(runs: Path, capsys: pytest.CaptureFixture[str]
     assert result["inputs"] == ["runs/m_10.safetensors", "runs/m_2.safetensors"]
     assert result["notes"][:4] == [  # type: ignore[index]
         "runs: 3 checkpoints",
-        "2 of 3 checkpoints by val.acc in runs/scores.json, best first",
+        "2 of 3 checkpoints by val.acc in runs/scores.json, highest first",
         "val.acc 1: runs/m_10.safetensors",
         "val.acc 0.75: runs/m_2.safetensors",
     ]

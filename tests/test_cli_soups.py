@@ -111,7 +111,7 @@ def test_patterns_and_recorded_scores_choose_the_candidates(
     assert sorted(Path(name).stem for name in names) == ["better", "good"]
     out = capsys.readouterr().out
     assert f"note: {tmp_path}/*.safetensors: 3 checkpoints\n" in out
-    assert f"note: 2 of 3 checkpoints by nll in {tmp_path}/val.json, best first\n" in out
+    assert f"note: 2 of 3 checkpoints by nll in {tmp_path}/val.json, lowest first\n" in out
 
 
 @pytest.mark.parametrize("command", ["uniform", "greedy"])
@@ -151,3 +151,47 @@ def test_demo_refuses_a_directory_in_use(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["demo", "-o", str(tmp_path)]) == 1
     assert str(tmp_path) in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("command", ["uniform", "greedy"])
+def test_notes_are_printed_once_each(
+    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": {"module.weight": torch.ones(3, 8)}, "epoch": 1}, tmp_path / "wrapped.pt")
+    poisoned = load_file(checkpoints[0])
+    poisoned["weight"][0, 0] = float("nan")
+    save_file(poisoned, checkpoints[0])
+    run = tmp_path / "run"
+    inputs = [f"{tmp_path}/*.pt", *checkpoints]
+    assert main([command, "--task", task, *inputs, "-o", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert len(notes) == len(set(notes))
+    assert f"note: {tmp_path}/*.pt: 1 checkpoint" in notes
+    assert f"note: weights taken from entry 'model' of {tmp_path}/wrapped.pt" in notes
+    assert sum("matched to those of the model" in note for note in notes) == 1
+    assert "NaN or infinity in tensor 'weight'" in out
+    said = json.loads((run / "trace.json").read_text())["notes"]
+    assert {f"note: {note}" for note in said} <= set(notes)
+
+
+@pytest.mark.parametrize("command", ["uniform", "greedy"])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt", "x.npz", "x.json", "x.safetensors.index.json"])
+def test_an_output_named_like_a_file_is_refused(
+    command: str, name: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--task", task, *checkpoints, "-o", str(tmp_path / name)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "the output is a directory for soup.safetensors, trace.json and results.json" in err
+    assert not (tmp_path / name).exists()
+
+
+def test_without_torch_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pysoup.cli.models.find_spec", lambda name: None)
+    assert main(["uniform", "--task", "t.py:T", "a.pt", "-o", "run"]) == 1
+    assert "pip install 'model-soups[torch]' (in a checkout: '.[torch]')" in capsys.readouterr().err

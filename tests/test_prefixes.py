@@ -72,3 +72,14 @@ def test_matched_does_not_guess(names: list[str], reference: list[str]) -> None:
 
 def test_described_names_the_origin() -> None:
     assert described(["_fsdp_wrapped_module"]) == "'_fsdp_wrapped_module.' (FSDP)"
+
+
+def test_matched_in_part_takes_names_of_its_own_along() -> None:
+    wrapped = ["module.a", "module.b"]
+    assert matched(["a", "b", "c"], wrapped) is None
+    renamed, _ = matched(["a", "b", "c"], wrapped, all_of_them=False) or ({}, "")
+    assert renamed == {"a": "module.a", "b": "module.b", "c": "module.c"}
+    renamed, _ = matched([*wrapped, "module.c"], ["a", "b"], all_of_them=False) or ({}, "")
+    assert renamed == {"module.a": "a", "module.b": "b", "module.c": "c"}
+    assert matched(["a", "c"], ["a", "module.b"], all_of_them=False) is None  # some are the same as they are
+    assert matched(["c", "d"], wrapped, all_of_them=False) is None

@@ -101,7 +101,7 @@ def test_scores_come_back_and_are_noted(here: Path) -> None:
     notes: list[str] = []
     assert select_top(RUNS, 2, "score", notes=notes) == [(Path("runs/b.pt"), 0.9), (Path("runs/c.pt"), 0.8)]
     assert notes == [
-        "2 of 3 checkpoints by score in runs/s.json, best first",
+        "2 of 3 checkpoints by score in runs/s.json, highest first",
         "score 0.9: runs/b.pt",
         "score 0.8: runs/c.pt",
     ]

@@ -370,7 +370,7 @@ def test_a_state_dict_that_is_the_model_is_refused() -> None:
     ("checkpoints", "options", "message"),
     [
         ([], {}, "no checkpoints given"),
-        ("a.safetensors", {}, "checkpoints must be a list: found one str"),
+        (b"a.safetensors", {}, "checkpoints must be a list: found one bytes"),
         (mlp().state_dict(), {}, "checkpoints must be a list: found one state dictionary"),
         ([mlp()], {}, r"checkpoints\[0\] is not a checkpoint; pass its state_dict\(\)"),
         ([3], {}, r"checkpoints\[0\] is not a checkpoint: found int"),

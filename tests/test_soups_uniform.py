@@ -108,7 +108,7 @@ def test_a_saved_soup_loads_with_the_safetensors_library_and_says_what_it_is(tmp
     before = path.read_bytes()
     with pytest.raises(OutputError):
         soup.save(path)
-    with pytest.raises(OutputError, match=r"expected .safetensors or .pt"):
+    with pytest.raises(OutputError, match=r"expected .safetensors, .pt or .pth"):
         soup.save(tmp_path / "soup.ckpt")
     soup.save(path, overwrite=True)
     assert path.read_bytes() == before

@@ -111,8 +111,10 @@ def test_damaged_documents_are_refused_when_json_refuses_them(document: dict[str
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
-        (b"", "is not a JSON object"),
-        (b"[]", "is not a JSON object: found '["),
+        (b"", "is not valid JSON: Expecting value (character 0)"),
+        (b"[", "is not valid JSON: Expecting value"),
+        (b"[" * 100_000, "is not valid JSON: nested too deeply"),
+        (b"12", "is not a JSON object: found 1"),
         (b'{"a":1}x', "Extra data (character 7)"),
         (b'{"a":1,}', "property name"),
         (b'{"a":1 2}', "Expecting ',' delimiter"),
@@ -145,8 +147,8 @@ def test_values_at_the_limit_are_read_and_longer_ones_refused() -> None:
 def test_objects_of_strings_are_taken_and_all_else_refused() -> None:
     assert parse_strings(b' {"a":"","\\u00e9":"\xc3\xa9"} ', FILE, "ties") == {"a": "", "\u00e9": "\u00e9"}
     for raw, expected in (
-        (b"", "ties is not an object"),
-        (b'["a"]', "ties is not an object: found '[\"a\"]'"),
+        (b"", "ties is not valid JSON"),
+        (b'["a"]', "ties is not an object: found ['a'], expected an object of strings"),
         (b'{"a":"b"}}', "ties is not valid JSON: Extra data"),
         (b'{"a":["b"]}', "ties: value of 'a' is not a string: found ['b'], expected a string"),
         (b'{"a":"\\ud800"}', "ties: value of 'a' is not a string"),

@@ -239,8 +239,8 @@ def test_entry_may_name_anything(tmp_path: Path) -> None:
 
 def test_entry_that_is_absent_or_no_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    tree = {"model": {"net": state()}, "epoch": 3, "optimizer": {"momentum": state()}}
-    expected = "found 'ema', expected model.net, optimizer.momentum"
+    tree = {"model": {"net": state()}, "epoch": 3, "shadow": {"net": state()}, "optimizer": {"momentum": state()}}
+    expected = "found 'ema', expected model.net, shadow.net, optimizer.momentum"
     assert f"has no such entry: {expected}" in refusal(path, tree, "ema")
     assert "has no such entry" in refusal(path, tree, "model.")
     assert "has no such entry" in refusal(path, tree, "." * 100_000)

@@ -47,7 +47,8 @@ void handle(int signal, siginfo_t* info, void* context) {
   for (Slot& slot : slots) {
     std::uintptr_t begin = slot.begin.load();
     std::uintptr_t end = slot.end.load();
-    if (begin == 0 || address < begin || address >= end) continue;
+    // Another run may be giving the slot back and a third one taking it: both numbers must be of one range.
+    if (begin == 0 || address < begin || address >= end || slot.begin.load() != begin) continue;
     // The same place, now of zeros: the reader goes on to its next look at the flag. mmap is a plain system call.
     void* zeros = ::mmap(reinterpret_cast<void*>(begin), end - begin, PROT_READ,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
@@ -101,10 +102,11 @@ BusGuard::BusGuard(char* begin, std::size_t size) : slot_(-1) {
 BusGuard::~BusGuard() {
   if (slot_ < 0) return;
   slots[slot_].begin.store(0);
+  slots[slot_].end.store(0);
   slots[slot_].taken.store(false);
   uninstall();
 }
 
-bool BusGuard::lost() const { return slot_ < 0 || slots[slot_].lost.load(std::memory_order_acquire); }
+bool BusGuard::lost() const { return slot_ >= 0 && slots[slot_].lost.load(std::memory_order_acquire); }
 
 }  // namespace soup

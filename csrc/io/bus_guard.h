@@ -11,12 +11,14 @@ namespace soup {
 
 class BusGuard {
  public:
-  // Does not own the mapping, which must outlive the guard. lost() is true at once where no more guards can be had.
+  // Does not own the mapping, which must outlive the guard. There are 4,096 guards in a process; without one there is
+  // no protection, and the mapping should not be read.
   BusGuard(char* begin, std::size_t size);
   ~BusGuard();
   BusGuard(const BusGuard&) = delete;
   BusGuard& operator=(const BusGuard&) = delete;
 
+  bool protects() const { return slot_ >= 0; }
   bool lost() const;
 
  private:

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <utility>
 
 #include "../errors.h"
 #if defined(__linux__)
@@ -51,7 +52,14 @@ MappedFiles::MappedFiles(const Plan& plan) {
     }
     std::size_t size = static_cast<std::size_t>(info.st_size);
     void* at = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
-    if (at != MAP_FAILED) mappings_.push_back(std::make_unique<Mapping>(fd, static_cast<char*>(at), size));
+    if (at == MAP_FAILED) continue;
+    auto mapping = std::make_unique<Mapping>(fd, static_cast<char*>(at), size);
+    if (mapping->guard.protects()) {
+      mappings_.push_back(std::move(mapping));
+    } else {
+      mapping.reset();
+      ::munmap(at, size);
+    }
   }
   if (!mappings_.empty()) window_ = std::max(kAllWindows / mappings_.size(), kLeastWindow) / page_bytes * page_bytes;
 }

@@ -43,27 +43,28 @@ def require_same(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> list
     return agreement(checkpoints, keys)[0]
 
 
-def align_names(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], list[str]]:
+def align_names(checkpoints: Sequence[Checkpoint], keys: Keys = "same") -> tuple[list[Checkpoint], list[str]]:
     """Checkpoints whose names differ from the first's by wrappers alone take its names; and a note for each of them.
 
-    See :mod:`pysoup.prefixes`. Where all have the same wrappers, the names stay, and one note says so.
+    See :mod:`pysoup.prefixes`; with ``keys`` other than "same" they need not have all the same names. Where all have
+    the same wrappers, the names stay, and one note says so.
     """
     if not checkpoints:
         return [], []
     reference = [*checkpoints[0], *checkpoints[0].aliases]
-    aligned, notes = align_names_to(reference, checkpoints[1:], "the first input")
+    aligned, notes = align_names_to(reference, checkpoints[1:], "the first input", keys)
     if wrappers := Unwrapped(reference).wrappers:
         notes.append(f"tensor names keep {described(wrappers)} as in the first input")
     return [checkpoints[0], *aligned], notes
 
 
 def align_names_to(
-    reference: Sequence[str], checkpoints: Sequence[Checkpoint], whose: str
+    reference: Sequence[str], checkpoints: Sequence[Checkpoint], whose: str, keys: Keys = "same"
 ) -> tuple[list[Checkpoint], list[str]]:
     """Checkpoints whose names differ from ``reference`` by wrappers alone take these; and a note for each of them."""
     aligned, notes = [], []
     for checkpoint in checkpoints:
-        match = matched([*checkpoint, *checkpoint.aliases], reference)
+        match = matched([*checkpoint, *checkpoint.aliases], reference, all_of_them=keys == "same")
         aligned.append(checkpoint if match is None else checkpoint.renamed(match[0]))
         if match is not None:
             notes.append(f"{checkpoint.path} {match[1]} in its tensor names: matched to those of {whose}")
@@ -178,7 +179,8 @@ def _difference(checkpoints: Sequence[Checkpoint], logical: Sequence[dict[str, N
         parts.append(f"lacks {_listed(missing)}")
     if extra := [name for name in names if name not in reference]:
         parts.append(f"has also {_listed(extra)}")
-    return f"{checkpoints[j].path} {' and '.join(parts)}"
+    hint = ' (keys="intersection", --keys, averages what all have)' if len(missing) < len(reference) else ""
+    return f"{checkpoints[j].path} {' and '.join(parts)}{hint}"
 
 
 def _prefix_hint(reference: dict[str, None], names: dict[str, None]) -> str | None:

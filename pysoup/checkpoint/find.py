@@ -103,14 +103,15 @@ def open_found(
     entry: str | None = None,
     notes: list[str] | None = None,
 ) -> list[Checkpoint]:
-    """The checkpoints that ``paths`` stand for, opened, each with its nested ``entry`` where it has some.
+    """The checkpoints that ``paths`` stand for, opened, with the nested ``entry`` where there is a choice.
 
-    Raises CheckpointError, also where no file has entries to choose from.
+    Raises CheckpointError, also where no file has that entry.
     """
     found = find_checkpoints(paths, notes)
     checkpoints = [path if isinstance(path, Checkpoint) else open_checkpoint(path, entry) for path in found]
-    if entry and not any(c.entry_name for c in checkpoints):
-        raise CheckpointError("no input has entries to choose from", found=repr(entry), expected="no entry")
+    if entry and not any(c.entry_name == entry.rstrip("/") for c in checkpoints):
+        names = sorted({c.entry_name for c in checkpoints} - {""})
+        raise CheckpointError("no input has that entry", found=repr(entry), expected=", ".join(names) or "no entry")
     return checkpoints
 
 

@@ -115,14 +115,16 @@ def _below(name: str, entry: str) -> bool:
 
 def _entry(path: Path, names: Iterable[str], entry: str | None) -> str:
     """The entry to take, checked; "" for all."""
+    groups = [g for g in _TRAINING if all(any(_below(name, candidate) for name in names) for candidate in g)]
     if entry is None:
-        for group in _TRAINING:
-            if all(any(_below(name, candidate) for name in names) for candidate in group):
-                what = "holds several entries, one of which must be chosen (entry)"
-                raise CheckpointError(what, file=path, found=", ".join(map(repr, group)))
+        if groups:
+            what = f"holds {len(groups[0])} entries, one of which must be chosen: entry= (--entry)"
+            raise CheckpointError(what, file=path, found=", ".join(map(repr, groups[0])))
         return ""
     entry = entry.rstrip("/")
     if not any(_below(name, entry) for name in names):
+        if not groups:
+            return ""  # a plain file beside nested ones: there is nothing to choose in it
         found = ", ".join(repr(clip(part, 60)) for part in _beside(names, "")[:5])
         raise CheckpointError("has no such entry", file=path, found=found or None, expected=repr(clip(entry)))
     return entry

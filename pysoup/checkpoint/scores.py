@@ -87,7 +87,8 @@ def select_top(
     chosen = ranked[:top]
     if notes is not None:
         fewer = f" ({top} asked for)" if top > len(items) else ""
-        notes.append(f"{len(chosen)} of {len(items)} checkpoints{fewer} by {by} in {found.file}, best first")
+        order = "lowest" if lowest else "highest"
+        notes.append(f"{len(chosen)} of {len(items)} checkpoints{fewer} by {by} in {found.file}, {order} first")
         notes += [f"{by} {score:.6g}: {path}" for path, score in chosen]
     return chosen
 

@@ -75,7 +75,7 @@ class JsonReader:
         The caller takes the value of each, with :meth:`value` or :meth:`members` again, before asking for another.
         """
         if self.peek() != "{":
-            raise CheckpointError(f"{self._what} is not a JSON object", file=self._file, found=self._ahead())
+            self._not_an_object(f"{self._what} is not a JSON object", "an object")
         self._at += 1
         if self.peek() == "}":
             self._at += 1
@@ -109,9 +109,7 @@ class JsonReader:
     def strings(self, name: str) -> dict[str, str]:
         """The object of strings that comes next, called ``name`` in errors."""
         if self.peek() != "{":
-            raise CheckpointError(
-                f"{name} is not an object", file=self._file, found=self._ahead(), expected="an object of strings"
-            )
+            self._not_an_object(f"{name} is not an object", "an object of strings")
         result: dict[str, str] = {}
         characters = 0
         for key in self.members():
@@ -173,8 +171,14 @@ class JsonReader:
         self._at = 0
         return True
 
-    def _ahead(self) -> str:
-        return describe(self._text[self._at : self._at + 20])
+    def _not_an_object(self, what: str, expected: str) -> NoReturn:
+        try:
+            value, _ = _DECODER.raw_decode(self._text, self._at)
+        except RecursionError:
+            self._fail("nested too deeply")
+        except ValueError as error:
+            self._fail(error.msg if isinstance(error, json.JSONDecodeError) else str(error))
+        raise CheckpointError(what, file=self._file, found=describe(value), expected=expected)
 
     def _where(self, place: int) -> str:
         member = f", in {clip(self._member)!r}" if self._member else ""

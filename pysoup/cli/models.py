@@ -101,7 +101,7 @@ def _show(soup: Soup, output: str, notes: Sequence[str]) -> None:
     print(f"{soup.recipe} soup of {len(soup.ingredients)}: held-out {soup.metric} {_score(soup.score)}")
     for name in (WEIGHTS, TRACE, RESULTS):
         print(f"wrote {printable(str(Path(output) / name))}")
-    print("".join(f"{line}\n" for line in as_notes(notes)), end="")
+    print("".join(f"{line}\n" for line in as_notes(list(dict.fromkeys([*notes, *soup.notes])))), end="")
 
 
 def _score(score: float | None) -> str:
@@ -110,4 +110,5 @@ def _score(score: float | None) -> str:
 
 def _require_torch() -> None:
     if find_spec("torch") is None:
-        raise BackendError("soups of models need torch: pip install 'model-soups[torch]'")
+        install = "pip install 'model-soups[torch]' (in a checkout: '.[torch]')"
+        raise BackendError(f"soups of models need torch: {install}")

@@ -11,4 +11,5 @@ def require(*modules: str) -> None:
     """A :class:`BackendError` that says what to install, if one of ``modules`` is absent."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise BackendError(f"the demo needs {', '.join(missing)}: pip install 'model-soups[demo]'")
+        install = "pip install 'model-soups[demo]' (in a checkout: '.[demo]')"
+        raise BackendError(f"the demo needs {', '.join(missing)}: {install}")

@@ -30,7 +30,7 @@ def figure1(
     fine-tuned models green diamonds. Needs matplotlib (:class:`BackendError` without); no display.
     """
     if find_spec("matplotlib") is None:
-        raise BackendError("a figure needs matplotlib: pip install 'model-soups[demo]'")
+        raise BackendError("a figure needs matplotlib: pip install 'model-soups[demo]' (in a checkout: '.[demo]')")
     # Not through pyplot: no global state, no backend that looks for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

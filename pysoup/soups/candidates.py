@@ -11,17 +11,22 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..arrays import from_array
+from ..average import open_members
 from ..averager import Averager
-from ..checkpoint import Checkpoint, duplicate_inputs, open_checkpoint
+from ..checkpoint import Checkpoint, align_names_to, duplicate_inputs, open_checkpoint
 from ..checkpoint.find import find_checkpoints
-from ..errors import IncompatibleError, SoupError
+from ..checkpoint.strict_json import clip
+from ..errors import CheckpointError, IncompatibleError, SoupError
 from ..evaluate import HeldOut, Metric, evaluate
+from ..file_plan import Member
 from ..progress import StepProgress
+from ..remarks import input_notes, nonfinite_notes
 
 Source = Checkpoint | Mapping[str, Tensor]
 CheckpointLike = str | os.PathLike[str] | Checkpoint | Mapping[str, Tensor]
-Checkpoints = Sequence[CheckpointLike] | Mapping[str, CheckpointLike]
-"""Paths, :class:`Checkpoint` objects or state dictionaries, mixed at will; a mapping gives them names."""
+Checkpoints = str | os.PathLike[str] | Sequence[CheckpointLike] | Mapping[str, CheckpointLike]
+"""Paths, :class:`Checkpoint` objects or state dictionaries, mixed at will; a mapping gives them names. One path alone
+is a folder or a pattern."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +37,57 @@ class Candidate:
     source: Source
 
 
-def open_candidates(checkpoints: Checkpoints) -> list[Candidate]:
-    """Open every checkpoint (headers only), in the given order; folders and patterns stand for what is in them.
+def open_candidates(
+    checkpoints: Checkpoints, names: Sequence[str], entry: str | None = None
+) -> tuple[list[Candidate], list[str]]:
+    """Open every checkpoint (headers only), in the given order, and say what should be known about them.
 
-    Names are the paths as given, the keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
+    Folders and patterns stand for what is in them; ``entry`` is taken of files that nest several models. Files whose
+    tensor names differ from ``names``, the model's, by wrappers alone take these. Candidates are called by the paths as
+    given, the keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
     """
-    if isinstance(checkpoints, (str, bytes, os.PathLike, Checkpoint)):
+    notes: list[str] = []
+    if isinstance(checkpoints, (bytes, Checkpoint)):
         raise SoupError("checkpoints must be a list", found=f"one {type(checkpoints).__name__}")
     if isinstance(checkpoints, Mapping):
         if any(isinstance(value, Tensor) for value in checkpoints.values()):
             raise SoupError("checkpoints must be a list", found="one state dictionary")
-        candidates = [Candidate(str(name), _open(str(name), item)) for name, item in checkpoints.items()]
+        candidates = [Candidate(str(name), _open(str(name), item, entry)) for name, item in checkpoints.items()]
     else:
         candidates = []
-        for index, item in enumerate(find_checkpoints(checkpoints)):
+        for index, item in enumerate(find_checkpoints(checkpoints, notes)):
             name = _name(item, f"checkpoints[{index}]")
-            candidates.append(Candidate(name, _open(name, item)))
+            candidates.append(Candidate(name, _open(name, item, entry)))
     if not candidates:
         raise SoupError("no checkpoints given")
-    return candidates
+    files = _files(candidates)
+    if entry and not any(file.entry_name for file in files):
+        raise CheckpointError("no input has entries to choose from", found=repr(entry), expected="no entry")
+    aligned, matched = align_names_to(names, files, "the model")
+    notes += [*matched, *_file_notes(files, len(candidates))]
+    renamed = iter(aligned)
+    return [Candidate(c.name, next(renamed)) if _is_file(c) else c for c in candidates], notes
+
+
+def nonfinite_note(tensors: Sequence[str]) -> str:
+    """What to say of weights whose ``tensors`` are not all finite; nothing where there are none."""
+    if not tensors:
+        return ""
+    more = f" (and {len(tensors) - 1} more)" if len(tensors) > 1 else ""
+    return f"NaN or infinity in tensor {clip(repr(tensors[0]))}{more}"
+
+
+def soup_notes(averager: Averager, ingredients: Sequence[Candidate]) -> list[str]:
+    """The same of the soup that was just written, with the ingredients' files where all of them are files."""
+    tensors = averager.nonfinite
+    members = [Member(file) for file in _files(ingredients)]
+    if not tensors:
+        return []
+    # A tensor in memory, or under the other of two tied names, would be taken for a mean that is out of range.
+    if len(members) < len(ingredients) or any(m.find(name) is None for m in members for name in tensors):
+        return [nonfinite_note(tensors)]
+    with open_members(members):
+        return nonfinite_notes(members, tensors)
 
 
 def duplicates(candidates: Sequence[Candidate]) -> dict[int, int]:
@@ -158,15 +195,25 @@ def _is_file(candidate: Candidate) -> bool:
     return isinstance(candidate.source, Checkpoint)
 
 
+def _file_notes(files: Sequence[Checkpoint], count: int) -> list[str]:
+    """Notes on the files among ``count`` candidates; beside others in memory, one file is not the only checkpoint."""
+    notes = input_notes(files) if files else []
+    return notes if len(files) == count else [note for note in notes if not note.startswith("one checkpoint only")]
+
+
+def _files(candidates: Sequence[Candidate]) -> list[Checkpoint]:
+    return [c.source for c in candidates if isinstance(c.source, Checkpoint)]
+
+
 def _name(item: CheckpointLike, default: str) -> str:
     if isinstance(item, Checkpoint):
         return os.fspath(item.path)
     return os.fspath(item) if isinstance(item, (str, os.PathLike)) else default
 
 
-def _open(name: str, item: Any) -> Source:
+def _open(name: str, item: Any, entry: str | None) -> Source:
     if isinstance(item, (str, os.PathLike)):
-        return open_checkpoint(item)
+        return open_checkpoint(item, entry)
     if isinstance(item, (Checkpoint, Mapping)):
         return item
     hint = "; pass its state_dict()" if isinstance(item, nn.Module) else ""

@@ -15,6 +15,7 @@ from torch import nn
 
 from .._version import __version__
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.index import SUFFIXES
 from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress
@@ -117,6 +118,8 @@ def _make(directory: Path) -> None:
 
 
 def _check_output(directory: Path, checkpoints: Sequence[str | Checkpoint], overwrite: bool) -> None:
+    if directory.name.endswith((*SUFFIXES, ".json")) and not directory.exists():
+        raise OutputError(f"the output is a directory for {WEIGHTS}, {TRACE} and {RESULTS}", file=directory)
     for name in (WEIGHTS, TRACE, RESULTS):
         if (directory / name).exists() and not overwrite:
             raise OutputError(

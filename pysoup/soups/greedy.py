@@ -22,7 +22,9 @@ from .candidates import (
     check_pool,
     check_separate,
     duplicates,
+    nonfinite_note,
     open_candidates,
+    soup_notes,
 )
 from .soup import GreedyStep, Soup
 
@@ -39,6 +41,7 @@ def greedy_soup(
     scores: Scores | None = None,
     accept: Accept = ">=",
     order: Literal["score", "given"] | Sequence[int] = "score",
+    entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
 ) -> Soup:
@@ -48,7 +51,8 @@ def greedy_soup(
     further one is kept if the average of the ingredients with it scores at least as well as without it (``accept=">"``:
     better, as the official code has it). ``scores``, in the order of ``checkpoints`` or by name, are the held-out
     scores of the single models if they are known; else they are computed. ``order="given"``, or a list of positions,
-    replaces the order by score. ``integers`` says what becomes of integer tensors that differ, as in
+    replaces the order by score. ``entry`` is taken of files that nest several models, as in
+    :func:`pysoup.average_checkpoints`. ``integers`` says what becomes of integer tensors that differ, as in
     :func:`pysoup.average_state_dicts`. A model whose score is NaN is never kept.
 
     Candidates are written into ``model`` itself and files are streamed, so that beside the model there is one running
@@ -61,7 +65,7 @@ def greedy_soup(
     if accept not in (">=", ">"):
         raise SoupError("unknown accept rule", found=repr(accept), expected="'>=' or '>'")
     resolved = as_metric(metric)
-    candidates = open_candidates(checkpoints)
+    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
     check_separate(candidates, model)
     singles = _given_scores(scores, candidates)
     positions = _given_order(order, len(candidates))
@@ -77,12 +81,16 @@ def greedy_soup(
         evaluations=steps + (len(candidates) if score_all else 0),
         progress=progress,
     )
-    if singles is None:
-        singles = [scorer.with_candidate(candidate) for candidate in candidates] if score_all else None
+    alone = [""] * len(candidates)
+    if score_all:
+        singles = []
+        for position, candidate in enumerate(candidates):
+            singles.append(scorer.with_candidate(candidate))
+            alone[position] = nonfinite_note(averager.nonfinite)
     if positions is None:
         assert singles is not None
         positions = _by_score(singles, resolved)
-    run = _Run(candidates, scorer, singles or [None] * len(candidates), strict=accept == ">")
+    run = _Run(candidates, scorer, singles or [None] * len(candidates), alone, strict=accept == ">")
     for position in positions:
         run.step(position)
     run.finish()
@@ -96,14 +104,24 @@ def greedy_soup(
         trace=run.trace,
         averager=averager,
         options={"accept": accept, "order": order if isinstance(order, str) else positions},
+        notes=[*notes, *soup_notes(averager, [candidates[position] for position in run.kept])],
     )
 
 
 class _Run:
-    """The recipe's loop: the soup so far is in the averager, ``best`` is its score."""
+    """The recipe's loop: the soup so far is in the averager, ``best`` is its score.
+
+    ``nonfinite`` has a note for each candidate: of it alone, then of the soup with it.
+    """
 
     def __init__(
-        self, candidates: list[Candidate], scorer: Scorer, singles: Sequence[float | None], *, strict: bool
+        self,
+        candidates: list[Candidate],
+        scorer: Scorer,
+        singles: Sequence[float | None],
+        nonfinite: list[str],
+        *,
+        strict: bool,
     ) -> None:
         self.candidates = candidates
         self.scorer = scorer
@@ -114,12 +132,13 @@ class _Run:
         self.kept: list[int] = []
         self.trace: list[GreedyStep] = []
         self.model_holds_soup = False
+        self.nonfinite = nonfinite
 
     def step(self, position: int) -> None:
         """Try the candidate at ``position``: keep it or not, and record it."""
         started = time.perf_counter()
         candidate, single, before = self.candidates[position], self.singles[position], self.best
-        score = self._score(candidate, single)
+        score = self._score(position, single)
         accepted = score is not None and self.scorer.metric.accepts(score, before, strict=self.strict)
         if accepted:
             self.scorer.averager.add(candidate.source)
@@ -149,14 +168,16 @@ class _Run:
         if not self.model_holds_soup:
             self.scorer.averager.result(out=self.scorer.model)
 
-    def _score(self, candidate: Candidate, single: float | None) -> float | None:
-        """The score of the soup with ``candidate``; ``None`` if it is refused for its own NaN."""
+    def _score(self, position: int, single: float | None) -> float | None:
+        """The score of the soup with the candidate there; ``None`` if it is refused for its own NaN."""
         if single is not None and math.isnan(single):
             return None
         if single is not None and not self.kept:
             return single
         self.model_holds_soup = True
-        return self.scorer.with_candidate(candidate)
+        score = self.scorer.with_candidate(self.candidates[position])
+        self.nonfinite[position] = nonfinite_note(self.scorer.averager.nonfinite)
+        return score
 
     def _note(self, position: int, score: float | None) -> str:
         notes = []
@@ -166,6 +187,8 @@ class _Run:
             notes.append("its own score is NaN: refused")
         elif math.isnan(score):
             notes.append("the soup with it scores NaN: refused")
+        if score is not None and self.nonfinite[position]:
+            notes.append(self.nonfinite[position])
         return "; ".join(notes)
 
 

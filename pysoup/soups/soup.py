@@ -50,7 +50,9 @@ class Soup:
     """Averaged weights, the ingredients in the order of their addition, and their weights (they sum to one).
 
     ``score`` is on the held-out data (``None`` if there was none), under ``metric`` with its ``direction``; ``trace``
-    has every step of a greedy recipe. The weights are kept as the running sum, apart from the model, so they stay what
+    has every step of a greedy recipe. ``notes`` has what no error says: what folders and patterns stand for, nested
+    entries taken, what was left out of files, copies, names matched to the model's, NaN and infinities in the soup. The
+    weights are kept as the running sum, apart from the model, so they stay what
     they are when the model goes on.
     """
 
@@ -63,6 +65,7 @@ class Soup:
     trace: list[GreedyStep]
     averager: Averager = field(repr=False)
     options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The soup as new tensors, with the model's names, shapes and dtypes; rounded once."""
@@ -90,6 +93,7 @@ class Soup:
             "score": finite(self.score),
             "ingredients": self.ingredients,
             "weights": self.weights,
+            "notes": self.notes,
             "trace": [step.to_json() for step in self.trace],
         }
 

@@ -11,7 +11,7 @@ from ..averager import Averager
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
 from ..weights import check_weights, mix
-from .candidates import Checkpoints, Scorer, check_pool, open_candidates
+from .candidates import Checkpoints, Scorer, check_pool, open_candidates, soup_notes
 from .soup import Soup
 
 
@@ -22,13 +22,15 @@ def uniform_soup(
     metric: MetricLike = "accuracy",
     weights: Sequence[float] | None = None,
     *,
+    entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
 ) -> Soup:
     """Average all checkpoints into ``model`` and score the result on ``heldout``, if given.
 
     ``weights`` (one per checkpoint, any finite numbers with a sum that is not zero) make it a weighted average; they
-    are normalised, and a checkpoint of weight 0 is not read. ``integers`` says what becomes of integer tensors that
+    are normalised, and a checkpoint of weight 0 is not read. ``entry`` is taken of files that nest several models, as
+    in :func:`pysoup.average_checkpoints`. ``integers`` says what becomes of integer tensors that
     differ, as in :func:`pysoup.average_state_dicts`. Checkpoints in files are streamed, never loaded whole. The
     model holds the soup afterwards and its training flags are as before.
 
@@ -36,7 +38,7 @@ def uniform_soup(
     :class:`SoupError` for what goes wrong while scoring.
     """
     resolved = as_metric(metric)
-    candidates = open_candidates(checkpoints)
+    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
     averager = Averager(model, integers=integers)
     check_pool(averager, [candidates[member] for member in law.members])
@@ -62,4 +64,5 @@ def uniform_soup(
         direction=None if score is None else resolved.direction,
         trace=[],
         averager=averager,
+        notes=[*notes, *soup_notes(averager, [candidates[member] for member in law.members])],
     )

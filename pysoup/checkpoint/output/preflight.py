@@ -22,7 +22,7 @@ def output_error(error: OSError | ValueError, output: Path, nbytes: int | None =
         expected = None if nbytes is None else f"{nbytes} bytes"
         return OutputError(what, file=output, found=f"{free_bytes(output.parent)} bytes free", expected=expected)
     if error.errno == errno.EEXIST or error.errno == errno.ENOTEMPTY:
-        return OutputError("output already exists; allow overwriting to replace it", file=output)
+        return OutputError("output already exists; overwrite=True (--force) replaces it", file=output)
     return OutputError(f"cannot be written: {(error.strerror or str(error)).lower()}", file=output)
 
 
@@ -48,7 +48,7 @@ def check_target(target: Path, *, is_directory: bool, overwrite: bool, files: Co
         elif target.is_dir():
             raise OutputError("output is a directory", file=target, expected=f"a {target.suffix} file")
         elif not overwrite:
-            raise OutputError("output already exists; allow overwriting to replace it", file=target)
+            raise OutputError("output already exists; overwrite=True (--force) replaces it", file=target)
         elif target.exists() and not target.is_file():
             raise OutputError("output exists and is not a regular file", file=target)
     except (OSError, ValueError) as error:
@@ -93,7 +93,7 @@ def _check_name(target: Path, is_directory: bool) -> None:
         what = "output of a sharded or directory input is a directory"
         raise OutputError(what, file=target, found=repr(target.suffix), expected="a directory name")
     if not is_directory and target.suffix not in OUTPUT_SUFFIXES:
-        expected = f"{SUFFIX} or .pt, or a directory name"
+        expected = f"{SUFFIX}, .pt or .pth, or the name of a directory without a suffix"
         raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=expected)
     if "\0" in str(target):
         raise OutputError("not a valid file name", file=target)
@@ -121,7 +121,7 @@ def _check_existing_directory(target: Path, overwrite: bool, files: Collection[s
     if not content:
         return
     if not overwrite:
-        raise OutputError("output already exists; allow overwriting to replace it", file=target)
+        raise OutputError("output already exists; overwrite=True (--force) replaces it", file=target)
     # Replacing deletes all that is in there: only what looks like a checkpoint is ours to delete.
     if not any(name.endswith(SUFFIX) for name in content):
         what = "will not replace a directory that holds no safetensors files"

@@ -46,7 +46,7 @@ class StateDict(NamedTuple):
 
 
 def choose(tree: object, path: Path, entry: str | None) -> StateDict:
-    """The state dict in the unpickled ``tree``; ``entry`` names it (``""`` for the root), else it must be obvious."""
+    """The state dict in the unpickled ``tree``: the one that ``entry`` names (``""``: the root), or the only one."""
     if type(tree) is not dict:
         if isinstance(tree, (TensorRef, UnreadTensor)):
             found = "one tensor"
@@ -166,6 +166,10 @@ def _named(tree: dict[object, object], path: Path, entry: str) -> tuple[str, ...
     keys = find(tree, 0) if len(parts) <= _MOST_PARTS else None
     if keys is not None:
         return keys
+    # Files of one state dict may stand beside nested ones: there is nothing to choose in them.
+    obvious = _Mappings(tree, training=False).candidates()
+    if len(obvious) == 1 and entry:
+        return obvious[0]
     candidates = _Mappings(tree, training=True).candidates()
     expected = _listed(candidates) if candidates else "one of its keys"
     raise CheckpointError("has no such entry", file=path, found=repr(clip(entry)), expected=expected)
