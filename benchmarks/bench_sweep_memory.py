@@ -3,8 +3,8 @@
     python benchmarks/bench_sweep_memory.py [--ingredients 2 4 8 16 32 64] [--dtypes F32 BF16 F16]
 
 One process, two threads, in the peers' environment where there is one. Every contender makes a new state dict, except
-where its name says otherwise. Memory is the peak of the resident set during a call over what it was before; nothing is
-read from files. A contender that has used up --patience seconds sits out further rounds.
+where its name says otherwise. Memory is the peak of the resident set during a call over the least that was resident
+between calls; nothing is read from files. A contender that has used up --patience seconds sits out further rounds.
 """
 
 from __future__ import annotations
@@ -73,16 +73,16 @@ def play(calls: dict[str, Callable[[], object]], rounds: int, patience: float) -
     """Seconds and peak memory of each, in shuffled turns; its first call, in which it was checked, is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     peaks = dict.fromkeys(calls, 0)
-    shuffle = random.Random(0)
+    shuffle, floor = random.Random(0), reset_peak()
     for _ in range(rounds):
         order = [name for name in calls if sum(seconds[name]) < patience]
         shuffle.shuffle(order)
         for name in order:
-            before = reset_peak()
+            floor = min(floor, reset_peak())
             start = time.perf_counter()
             result = calls[name]()
             seconds[name].append(time.perf_counter() - start)
-            peaks[name] = max(peaks[name], status("VmHWM") - before)
+            peaks[name] = max(peaks[name], status("VmHWM") - floor)
             del result
     return {
         name: {"median": statistics.median(s), "best": min(s), "peak_anonymous": peaks[name], "all": s}

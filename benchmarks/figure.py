@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 from tables import CAT_2, PROBE, load
 
 # One colour a tool wherever it appears, from a palette that the colour-blind can tell apart; dashes: a ceiling.
@@ -40,11 +40,12 @@ def draw(path: Path) -> bool:
     grid = figure.subplots(len(rows), 3, squeeze=False)
     for line, (label, result) in zip(grid, rows, strict=True):
         for axes, code in zip(line, ("F32", "BF16"), strict=False):
-            _curves(axes, result["runs"].get(code, {}), "median", 1.0)
-            axes.set(title=f"{code.lower()}, {label}", ylabel="seconds")
+            _curves(axes, result["runs"].get(code, {}), "best", 1.0)
+            axes.set(title=f"{code.lower()}, {label}", ylabel="seconds, best run")
         _curves(line[2], result["runs"].get("F32", {}), "peak_anonymous", 2.0**20)
         what = "peak memory" if label == "file to file" else "peak memory over the inputs"
         line[2].set(title=f"f32, {label}", ylabel=f"{what}, MiB")
+        line[2].set_ylim(bottom=5 if label == "file to file" else 50)
     handles = {h.get_label(): h for axes in grid.flat for h in axes.get_lines()}
     labels = [label for label in dict.fromkeys(s[2] for s in STYLES.values()) if label in handles]
     figure.legend([handles[x] for x in labels], labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -66,11 +67,11 @@ def _curves(axes: Axes, runs: dict[str, dict[str, Any]], field: str, unit: float
             x, y = zip(*points, strict=True)
             axes.plot(x, y, line, color=colour, marker=marker, markersize=5, linewidth=width, label=label)
     axes.set(xscale="log", yscale="log", xlabel="models averaged (ViT-S/16)")
+    if not counts:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color="#888888")
     axes.set_xticks(counts, [str(k) for k in counts])
     axes.xaxis.set_minor_locator(NullLocator())
-    formatter = ScalarFormatter()
-    formatter.set_scientific(False)
-    axes.yaxis.set_major_formatter(formatter)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

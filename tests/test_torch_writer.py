@@ -300,7 +300,7 @@ class TestStateDict:
 
     @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pkl", ""])
     def test_other_suffixes_are_refused_with_a_hint(self, tmp_path: Path, suffix: str) -> None:
-        with pytest.raises(OutputError, match=r"unsupported suffix: .*expected \.safetensors or \.pt"):
+        with pytest.raises(OutputError, match=r"unsupported suffix: .*expected \.safetensors, \.pt or \.pth"):
             save_state_dict({"w": torch.ones(1)}, tmp_path / f"m{suffix}")
         assert os.listdir(tmp_path) == []
 

@@ -22,7 +22,7 @@ from .contents import Contents, Form
 from .formats import read_contents
 from .index import Source, resolve
 from .reading import FileStamp, open_file, read_exactly
-from .strict_json import clip, describe, is_text, parse_strict
+from .strict_json import clip, describe, parse_strings
 
 if TYPE_CHECKING:
     import torch
@@ -132,11 +132,10 @@ class Checkpoint:
             text = file.metadata.get(ALIASES_KEY)
             if text is None:
                 continue
-            for alias, value in parse_strict(text.encode("utf-8"), file.path, f"metadata {ALIASES_KEY}").items():
-                good = isinstance(value, str) and is_text(alias) and alias not in self and value in self
-                if not good or self.aliases.setdefault(alias, str(value)) != value:
+            for alias, stored in parse_strings(text.encode("utf-8"), file.path, f"metadata {ALIASES_KEY}").items():
+                if alias in self or stored not in self or self.aliases.setdefault(alias, stored) != stored:
                     what = f"metadata {ALIASES_KEY} does not fit the tensors"
-                    found, expected = f"{clip(alias)!r} -> {describe(value)}", "a new name -> a stored tensor"
+                    found, expected = f"{clip(alias)!r} -> {describe(stored)}", "a new name -> a stored tensor"
                     raise CheckpointError(what, file=file.path, found=found, expected=expected)
 
     def __repr__(self) -> str:

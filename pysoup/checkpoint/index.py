@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CheckpointError
-from .reading import open_file, read_exactly, reason
-from .strict_json import MAX_JSON_BYTES, clip, describe, is_text, parse_strict
+from .reading import open_file, reason
+from .strict_json import MAX_JSON_BYTES, JsonReader, clip, describe, file_blocks, is_text
 
 SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
@@ -110,9 +110,7 @@ def _only(directory: Path, names: Sequence[str], preferred: str, kind: str) -> s
 
 def _resolve_index(path: Path) -> Source:
     suffix = ".bin" if path.name.endswith(INDEX_SUFFIXES[1]) else SUFFIX
-    weight_map = _read_weight_map(path)
-    for name, shard in weight_map.items():
-        _check_shard_name(path, name, shard, suffix)
+    weight_map = _read_weight_map(path, suffix)
     shards = sorted(set(weight_map.values()), key=natural_key)
     files = tuple(path.parent / shard for shard in shards)
     for file in files:
@@ -121,24 +119,35 @@ def _resolve_index(path: Path) -> Source:
     return Source(files, is_directory=True, index_file=path, weight_map=weight_map)
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
+def _read_weight_map(path: Path, suffix: str) -> dict[str, str]:
+    """Tensor name -> shard name, each checked as it is read; what else the index says is passed over."""
     fd = open_file(path)
     try:
         size = os.fstat(fd).st_size
         if size > MAX_JSON_BYTES:
             raise CheckpointError("index too large", file=path, found=size, expected=f"at most {MAX_JSON_BYTES} bytes")
-        raw = bytearray(size)
-        read_exactly(fd, memoryview(raw), 0, path)
+        reader = JsonReader(file_blocks(fd, 0, size, path), path, "index")
+        weight_map: dict[str, str] = {}
+        shards: dict[str, str] = {}
+        found = None
+        for key in reader.members():
+            if key == "weight_map" and reader.peek() == "{":
+                for name in reader.members():
+                    shard = _shard_name(path, name, reader.value(), suffix)
+                    weight_map[name] = shards.setdefault(shard, shard)
+                found = "{}"
+            else:
+                value = reader.value()
+                found = describe(value) if key == "weight_map" else found
+        reader.end()
     finally:
         os.close(fd)
-    weight_map = parse_strict(raw, path, "index").get("weight_map")
-    if type(weight_map) is not dict or not weight_map:
-        found = None if weight_map is None else describe(weight_map)
+    if not weight_map:
         raise CheckpointError("not a weight index: no weight_map", file=path, found=found, expected="names -> files")
     return weight_map
 
 
-def _check_shard_name(index: Path, name: str, shard: object, suffix: str) -> None:
+def _shard_name(index: Path, name: str, shard: object, suffix: str) -> str:
     if not is_text(name) or not isinstance(shard, str) or not is_text(shard):
         raise CheckpointError("shard is not a name", file=index, tensor=clip(name), found=describe(shard))
     outside = shard != os.path.basename(shard) or "\\" in shard or "\0" in shard or shard in ("", ".", "..")
@@ -147,3 +156,4 @@ def _check_shard_name(index: Path, name: str, shard: object, suffix: str) -> Non
         raise CheckpointError(
             "invalid shard name", file=index, tensor=clip(name), found=describe(shard), expected=expected
         )
+    return shard

@@ -62,8 +62,8 @@ _REFUSED = (
 )
 
 _FIELD = re.compile(
-    r"""\s*(?P<q>['"])(?P<key>[a-z_]+)(?P=q)\s*:\s*"""
-    r"""(?:(?P<p>['"])(?P<text>[^'"\\]*)(?P=p)|(?P<flag>True|False)|\((?P<sizes>[0-9L, ]*)\))\s*(?:,|$)"""
+    r"""[ \t\n]*(?P<q>['"])(?P<key>[a-z_]+)(?P=q)[ \t\n]*:[ \t\n]*"""
+    r"""(?:(?P<p>['"])(?P<text>[^'"\\]*)(?P=p)|(?P<flag>True|False)|\((?P<sizes>[0-9L, ]*)\))[ \t\n]*(?:,|$)"""
 )
 _STRUCTURED = re.compile(r"""(['"])descr\1\s*:\s*[\[(]""")
 _SIZE = re.compile(r" *([0-9]{1,20})L? *")
@@ -211,13 +211,13 @@ def _fields(path: Path, name: str, text: str) -> dict[str, str]:
 
     Not ``ast.literal_eval``: it warns on stderr about some texts, and its documentation does not rule out a crash.
     """
-    literal = text.strip()
+    literal = text.strip(" \t\n")
     if _STRUCTURED.search(literal):
         _fail(path, name, "is structured (a record of several types)", describe(literal), "one type")
     if not literal.startswith("{") or not literal.endswith("}"):
         _fail(path, name, "header is damaged", describe(literal), "a dict")
     fields: dict[str, str] = {}
-    body = literal[1:-1].rstrip()
+    body = literal[1:-1].rstrip(" \t\n")
     at = 0
     while at < len(body):
         match = _FIELD.match(body, at)

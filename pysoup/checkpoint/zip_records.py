@@ -96,6 +96,8 @@ def read_records(fd: int, path: Path, size: int) -> dict[str, Record]:
         deflated = member.method == _DEFLATED
         records[name] = Record(name, offset, member.size, member.compressed_size, deflated, member.crc)
     spans.sort()
+    if first := spans[0][0] if spans else start:
+        raise CheckpointError("zip archive begins with other data", file=path, found=f"{first} bytes", expected="none")
     for (_, end, name), (begin, _, later) in pairwise(spans):
         if begin < end:
             _fail(path, later, f"overlaps record {clip(name)!r}")

@@ -93,7 +93,8 @@ def _check_name(target: Path, is_directory: bool) -> None:
         what = "output of a sharded or directory input is a directory"
         raise OutputError(what, file=target, found=repr(target.suffix), expected="a directory name")
     if not is_directory and target.suffix not in OUTPUT_SUFFIXES:
-        expected = f"{SUFFIX}, .pt or .pth, or the name of a directory without a suffix"
+        hint = ", or a name without a suffix for a directory" if target.suffix else ""
+        expected = f"{SUFFIX}, .pt or .pth{hint}"
         raise OutputError("unsupported suffix", file=target, found=repr(target.suffix), expected=expected)
     if "\0" in str(target):
         raise OutputError("not a valid file name", file=target)

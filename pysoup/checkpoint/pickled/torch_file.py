@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import CheckpointError
 from ..contents import METADATA_RECORD, Contents
 from ..reading import FileStamp, open_file, read_exactly
-from ..strict_json import clip, describe, is_text, parse_strict
+from ..strict_json import clip, parse_strings
 from ..zip_records import Record, read_records
 from .entries import choose
 from .pickle_machine import unpickle
@@ -108,14 +108,7 @@ def _check_stored(path: Path, record: Record) -> None:
 def _metadata(fd: int, path: Path, record: Record | None) -> dict[str, str]:
     if record is None:
         return {}
-    document = parse_strict(_read(fd, path, record, _MAX_METADATA_BYTES), path, METADATA_RECORD)
-    metadata: dict[str, str] = {}
-    for key, value in document.items():
-        if not is_text(key) or not isinstance(value, str) or not is_text(value):
-            what = f"{METADATA_RECORD}: value of {clip(key)!r} is not a string"
-            raise CheckpointError(what, file=path, found=describe(value), expected="a string")
-        metadata[key] = value
-    return metadata
+    return parse_strings(_read(fd, path, record, _MAX_METADATA_BYTES), path, METADATA_RECORD)
 
 
 def _place(path: Path, record: Record | None, storage: StorageRef) -> Place:
