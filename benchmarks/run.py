@@ -39,6 +39,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "peers": tables.peers_block,
     "goals": tables.goals_block,
     "cold": tables.cold_block,
+    "full": tables.full_block,
     "error": tables.error_block,
     "sweep": tables.sweep_block,
     "sweep_memory": tables.sweep_memory_block,

@@ -103,6 +103,28 @@ def cold_block() -> str:
     return "\n".join([where(result), "", *table(head, rows)])
 
 
+def full_block() -> str:
+    """What only ``--full`` measures: other dtypes, numbers and formats of large models, warm."""
+    result = load("peers")
+    if result is None or not result.get("full"):
+        return "Not measured yet: `make bench ARGS=--full`."
+    head = ["case", "contender", "time", "times pysoup's", "of the ceiling", "peak memory"]
+    rows = [
+        [
+            case.lower(),
+            name,
+            _seconds(run["median"]),
+            f"{run['median'] / runs['pysoup']['median']:.1f}",
+            f"{runs[CAT_2]['median'] / run['median']:.0%}",
+            _mib(run["peak_anonymous"]),
+        ]
+        for case, runs in result["full"].items()
+        for name, run in _by_time(runs)
+        if name not in CEILINGS
+    ]
+    return "\n".join([where(result), "", *table(head, rows)])
+
+
 def goals_block() -> str:
     """What was asked, measured, met: of the contests with the other tools and of the errors."""
     rows = [row for name in ("peers", "error") for row in (load(name) or {"goals": ()})["goals"]]

@@ -10,11 +10,13 @@ from pathlib import Path
 from . import _native
 from .checkpoint import Checkpoint, duplicate_inputs
 from .checkpoint.reading import reason
+from .checkpoint.strict_json import clip
 from .columns import ACC_F64, Columns, SourceColumn
 from .errors import CheckpointError
 from .file_plan import Member, read_error, real_parts
 
 _SHOWN = 8
+_LONGEST_NAME = 80
 _ONE_FOR_ALL = ("config.json", "tokenizer.json", "adapter_config.json", "preprocessor_config.json")
 _OF_ONE_SAVE = {"_name_or_path", "transformers_version", "torch_dtype", "dtype"}
 _LARGEST_COMPARED = 32 << 20
@@ -60,13 +62,13 @@ def key_notes(
     if keys == "intersection":
         chosen = set(names) | set(aliases)
         dropped = {n for c in checkpoints for n in (*c, *c.aliases)} - chosen
-        return [f"left out, not in all inputs: {_some(sorted(dropped))}"] if dropped else []
+        return [f"left out, not in all inputs: {_names(sorted(dropped))}"] if dropped else []
     partial: dict[int, list[str]] = {}
     for name in names if keys == "union" else ():
         holders = sum(name in c or name in c.aliases for c in checkpoints)
         if holders < len(checkpoints):
             partial.setdefault(holders, []).append(name)
-    return [f"averaged over {n} of {len(checkpoints)} inputs: {_some(some)}" for n, some in sorted(partial.items())]
+    return [f"averaged over {n} of {len(checkpoints)} inputs: {_names(some)}" for n, some in sorted(partial.items())]
 
 
 def nonfinite_notes(members: Sequence[Member], names: Sequence[str]) -> list[str]:
@@ -158,6 +160,10 @@ def _quoted(name: str) -> str:
 def _brief(name: str) -> str:
     """The same without quotes where there is nothing to escape or cut."""
     return name if name.isprintable() and len(name) <= _LONGEST_SHOWN else _quoted(name)
+
+
+def _names(names: Iterable[str]) -> str:
+    return _some(clip(name, _LONGEST_NAME) for name in names)
 
 
 def _some(texts: Iterable[str]) -> str:
