@@ -27,9 +27,12 @@ _PROBED = 16
 _PROBE_BUFFER = 1 << 20
 
 
-def input_notes(checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Copies among the inputs, nested entries that were taken, and what was left out of the files."""
-    notes = ["one checkpoint only: the result is a copy of it"] if len(checkpoints) == 1 else []
+def input_notes(checkpoints: Sequence[Checkpoint], in_memory: int = 0) -> list[str]:
+    """Copies among the inputs, nested entries that were taken, what was left out of the files, what is odd about them.
+
+    ``in_memory`` counts inputs that are no files: with them one file is not the only input.
+    """
+    notes = ["one checkpoint only: the result is a copy of it"] if len(checkpoints) == 1 and not in_memory else []
     for i, j in duplicate_inputs(checkpoints):
         one, other = str(checkpoints[i].path), str(checkpoints[j].path)
         notes.append(f"{one} is given twice" if one == other else f"{other} looks like a copy of {one}")

@@ -64,7 +64,7 @@ def open_candidates(
     if entry and not any(file.entry_name for file in files):
         raise CheckpointError("no input has entries to choose from", found=repr(entry), expected="no entry")
     aligned, matched = align_names_to(names, files, "the model")
-    notes += [*matched, *_file_notes(files, len(candidates))]
+    notes += [*matched, *input_notes(files, in_memory=len(candidates) - len(files))]
     renamed = iter(aligned)
     return [Candidate(c.name, next(renamed)) if _is_file(c) else c for c in candidates], notes
 
@@ -193,12 +193,6 @@ def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
 
 def _is_file(candidate: Candidate) -> bool:
     return isinstance(candidate.source, Checkpoint)
-
-
-def _file_notes(files: Sequence[Checkpoint], count: int) -> list[str]:
-    """Notes on the files among ``count`` candidates; beside others in memory, one file is not the only checkpoint."""
-    notes = input_notes(files) if files else []
-    return notes if len(files) == count else [note for note in notes if not note.startswith("one checkpoint only")]
 
 
 def _files(candidates: Sequence[Candidate]) -> list[Checkpoint]:
