@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from ..errors import SoupError
-from .heldout import Forward, HeldOut, apply, iterate, moved
+from .batches import iterate, moved
+from .forward import Forward, apply
+from .heldout import HeldOut
 from .scoring import device_of, flags_kept
 
 
@@ -22,7 +25,8 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, forward: Forward | None =
     The running mean and variance become the plain average over batches, as in ``torch.optim.swa_utils.update_bn``
     (SWA, 1803.05407): averaged weights give other activations than the ones whose statistics were averaged. Use
     training data; labels are not looked at. ``data`` is anything :class:`HeldOut` takes, read once and not kept;
-    ``forward(model, batch)`` applies the model to a batch where the default rules do not fit.
+    ``forward(model, batch)`` applies the model to a batch where the default rules do not fit. A :class:`HeldOut` brings
+    its own ``forward`` and its ``autocast``.
 
     Layers without running statistics or not yet initialised (lazy) are left alone; 0 means that nothing was done.
     The momentum and training flags are afterwards as before; if the pass fails, the statistics too.
@@ -34,8 +38,11 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, forward: Forward | None =
     ]
     if not layers:
         return 0
-    if forward is None and isinstance(data, HeldOut):
-        forward = data.forward
+    precision: AbstractContextManager[Any] = nullcontext()
+    if isinstance(data, HeldOut):
+        forward = data.forward if forward is None else forward
+        if data.autocast is not None:
+            precision = torch.autocast((device_of(model) or torch.device("cpu")).type, dtype=data.autocast)
     batches = iter(iterate(data, batch_size))
     first = next(batches, None)
     if first is None:
@@ -44,7 +51,8 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, forward: Forward | None =
     saved = [[(buffer, buffer.clone()) for buffer in layer.buffers(recurse=False)] for layer in layers]
     with flags_kept(model):
         try:
-            _estimate(model, layers, chain([first], batches), forward)
+            with precision:
+                _estimate(model, layers, chain([first], batches), forward)
         except BaseException:
             for buffer, value in chain.from_iterable(saved):
                 buffer.copy_(value)
