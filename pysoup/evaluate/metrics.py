@@ -1,17 +1,20 @@
-"""Metrics: top-k accuracy, negative log-likelihood, or any function of logits and labels, each with its direction."""
+"""Metrics: names, factories, or any function of logits and labels, each with its direction."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import SoupError
+from .classification import NegativeLogLikelihood, TopK, shape_error
+from .confusion import MacroF1, Matthews
 
 Direction = Literal["max", "min"]
 
@@ -19,9 +22,25 @@ Direction = Literal["max", "min"]
 class Accumulator(Protocol):
     """Takes one batch after the other, then says the score of all."""
 
-    def update(self, logits: Tensor, labels: Tensor) -> None: ...
+    @property
+    def samples(self) -> int:
+        """The samples that counted so far."""
+        ...
 
-    def value(self) -> float: ...
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Take in a batch: logits ``[N, C]`` and labels ``[N]``, on any device."""
+        ...
+
+    def value(self) -> float:
+        """The score of all batches so far."""
+        ...
+
+    def bound(self, samples: int) -> float | None:
+        """The best score still possible if at most ``samples`` count in all; ``None``: unknown.
+
+        Exact: where ``metric.accepts(bound, ...)`` is false, ``metric.accepts(value, ...)`` is false whatever follows.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +56,8 @@ class Metric:
     name: str = ""
     make: Callable[[], Accumulator] | None = field(default=None, repr=False)
     """Makes an accumulator that needs no logits kept; the built-in metrics have one."""
+    has_bound: bool = False
+    """Whether the accumulator's ``bound`` is known, so that a pass can end once the outcome is certain."""
 
     def __post_init__(self) -> None:
         if self.direction not in ("max", "min"):
@@ -52,20 +73,25 @@ class Metric:
         """Ascending keys are best first; NaN is last."""
         return (True, 0.0) if math.isnan(score) else (False, -score if self.direction == "max" else score)
 
-    def accepts(self, candidate: float, best: float | None, *, strict: bool) -> bool:
-        """Whether ``candidate`` is as good as ``best`` (``strict``: better). No ``best`` yet: yes. NaN: never."""
+    def accepts(self, candidate: float, best: float | None, *, strict: bool, min_delta: float = 0.0) -> bool:
+        """Whether ``candidate`` is as good as ``best`` and ``min_delta`` more (``strict``: better than that).
+
+        No ``best`` yet: yes. NaN: never. ``min_delta`` is in the metric's unit, at least 0. Monotone: a candidate that
+        is not accepted makes every worse one not accepted, since the threshold is one number, rounded once.
+        """
         if math.isnan(candidate):
             return False
         if best is None:
             return True
         if self.direction == "min":
             candidate, best = -candidate, -best
-        return candidate > best if strict else candidate >= best
+        threshold = best + min_delta
+        return candidate > threshold if strict else candidate >= threshold
 
 
 MetricLike = str | Metric | Callable[[Tensor, Tensor], Any]
-"""``"accuracy"``, ``"top5"``, ``"nll"``, a :class:`Metric`, or a function with a ``direction`` or
-``higher_is_better`` attribute (torchmetrics objects have the latter)."""
+"""``"accuracy"``, ``"top5"`` (or another number), ``"nll"``, ``"macro_f1"``, ``"mcc"``, a :class:`Metric`, or a
+function with a ``direction`` or ``higher_is_better`` attribute (torchmetrics objects have the latter)."""
 
 
 def as_metric(metric: MetricLike) -> Metric:
@@ -73,9 +99,7 @@ def as_metric(metric: MetricLike) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if isinstance(metric, str):
-        if metric not in _BUILT_IN:
-            raise SoupError("unknown metric", found=repr(metric), expected=f"one of {', '.join(_BUILT_IN)}")
-        return _BUILT_IN[metric]
+        return _named(metric)
     if not callable(metric):
         raise SoupError("not a metric", found=type(metric).__name__, expected="a name, a Metric or a function")
     direction = getattr(metric, "direction", None)
@@ -88,6 +112,38 @@ def as_metric(metric: MetricLike) -> Metric:
     return Metric(metric, cast(Direction, direction))
 
 
+def top_k(k: int, *, ignore_index: int | None = None) -> Metric:
+    """The share of samples whose label is among the k largest logits (``"accuracy"`` is k = 1), in [0, 1].
+
+    The label is in the top k if fewer than k classes are larger, or equal with a lower number; a row with a NaN is
+    wrong. Labels equal to ``ignore_index`` are left out.
+    """
+    if k < 1:
+        raise SoupError("top-k accuracy needs a positive k", found=k)
+    return _built_in(f"top{k}", "max", partial(TopK, k, ignore_index), ignore_index, has_bound=True)
+
+
+def nll(*, ignore_index: int | None = None) -> Metric:
+    """The mean negative log-likelihood (cross-entropy) in nats per sample, without those of label ``ignore_index``."""
+    return _built_in("nll", "min", partial(NegativeLogLikelihood, ignore_index), ignore_index, has_bound=True)
+
+
+def macro_f1(*, ignore_index: int | None = None) -> Metric:
+    """The mean F1 score of the classes that occur as a label or a prediction, in [0, 1].
+
+    As scikit-learn's ``f1_score(average="macro", zero_division=0)``. A row with a NaN predicts no class.
+    """
+    return _built_in("macro_f1", "max", partial(MacroF1, ignore_index), ignore_index)
+
+
+def mcc(*, ignore_index: int | None = None) -> Metric:
+    """Matthews' correlation coefficient of labels and predictions for any number of classes, in [-1, 1].
+
+    As scikit-learn's ``matthews_corrcoef``; a row with a NaN is a prediction that is never right.
+    """
+    return _built_in("mcc", "max", partial(Matthews, ignore_index), ignore_index)
+
+
 class _Collected:
     """Keeps every logit on the CPU for a function of all of them."""
 
@@ -95,15 +151,20 @@ class _Collected:
         self.metric = metric
         self.logits: list[Tensor] = []
         self.labels: list[Tensor] = []
+        self.samples = 0
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         if logits.dim() == 0 or labels.dim() == 0 or len(logits) != len(labels):
-            raise _shape_error(logits, labels, "logits and labels of the same length")
+            raise shape_error(logits, labels, "logits and labels of the same length")
         if self.logits and self.logits[0].shape[1:] != logits.shape[1:]:
             expected = f"logits of shape {['N', *self.logits[0].shape[1:]]}, as in the first batch"
-            raise _shape_error(logits, labels, expected)
+            raise shape_error(logits, labels, expected)
         self.logits.append(logits.detach().to("cpu", torch.float32))
         self.labels.append(labels.detach().to("cpu"))
+        self.samples += len(labels)
+
+    def bound(self, samples: int) -> float | None:
+        return None
 
     def value(self) -> float:
         labels = torch.cat(self.labels) if self.labels else torch.empty(0)
@@ -118,97 +179,39 @@ class _Collected:
             ) from error
 
 
-class _Classification(ABC):
-    """Shape and label checks, and a total that stays on the device: nothing waits for the device before ``value``."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.classes = 0
-        self.total: Tensor | None = None
-        self.checks: list[tuple[int, Tensor]] = []
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        if logits.dim() != 2 or labels.dim() != 1 or len(logits) != len(labels) or not logits.shape[1]:
-            raise _shape_error(logits, labels, "logits [N, C] and labels [N]")
-        if labels.is_floating_point() or labels.is_complex():
-            raise SoupError("labels must be class numbers", found=labels.dtype, expected="an integer dtype")
-        if self.classes not in (0, logits.shape[1]):
-            raise _shape_error(logits, labels, f"{self.classes} classes, as in the first batch")
-        self.classes = logits.shape[1]
-        if not len(labels):
-            return
-        labels = labels.to(logits.device, torch.int64)
-        outside = (labels < 0) | (labels >= self.classes)
-        first = outside.to(torch.int8).argmax().view(1)
-        self.checks.append((self.samples, torch.cat([outside.any().view(1), first, labels.index_select(0, first)])))
-        # Clamped, because indexing with a wrong label would abort a CUDA context before the error can name it.
-        batch = self.score(logits.detach(), labels.clamp(0, self.classes - 1))
-        self.total = batch if self.total is None else self.total + batch
-        self.samples += len(labels)
-
-    @abstractmethod
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The sum over the batch, a 0-dim tensor."""
-
-    def value(self) -> float:
-        if self.total is None:
-            raise SoupError("the held-out set is empty")
-        found = torch.stack([check for _, check in self.checks]).tolist()
-        for (start, _), (wrong, first, label) in zip(self.checks, found, strict=True):
-            if wrong:
-                raise SoupError(
-                    f"the label of held-out sample {start + first} is not a class of the model",
-                    found=label,
-                    expected=f"0 to {self.classes - 1}",
-                )
-        return float(self.total.item()) / self.samples
+def _built_in(
+    name: str,
+    direction: Direction,
+    make: Callable[[], Accumulator],
+    ignore_index: int | None = None,
+    *,
+    has_bound: bool = False,
+) -> Metric:
+    if ignore_index is not None:
+        name = f"{name}(ignore_index={ignore_index})"
+    return Metric(partial(_whole, make), direction, name, make, has_bound)
 
 
-class _TopK(_Classification):
-    """The share of samples whose label is among the k largest logits, exactly: ``int64`` counts, one division.
-
-    The label is in the top k iff fewer than k classes are ahead of it; a class is ahead if its logit is larger, or
-    equal and its number lower. A row with a NaN is wrong.
-    """
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.k > self.classes:
-            raise SoupError(f"top-{self.k} accuracy needs {self.k} classes", found=f"{self.classes} classes")
-        own = labels[:, None]
-        target = logits.gather(1, own)
-        lower = torch.arange(self.classes, device=logits.device) < own
-        ahead = ((logits > target) | ((logits == target) & lower)).sum(1)
-        return ((ahead < self.k) & ~logits.isnan().any(1)).sum()
+def _whole(make: Callable[[], Accumulator], logits: Tensor, labels: Tensor) -> float:
+    accumulator = make()
+    accumulator.update(logits, labels)
+    return accumulator.value()
 
 
-class _NegativeLogLikelihood(_Classification):
-    """The mean cross-entropy in nats: each sample in at least float32, summed in float64."""
-
-    def score(self, logits: Tensor, labels: Tensor) -> Tensor:
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return torch.nn.functional.cross_entropy(wide, labels, reduction="none").sum(dtype=torch.float64)
-
-
-def _shape_error(logits: Tensor, labels: Tensor, expected: str) -> SoupError:
-    found = f"logits {list(logits.shape)} and labels {list(labels.shape)}"
-    return SoupError("the shapes do not fit the metric", found=found, expected=expected)
-
-
-def _built_in(name: str, direction: Direction, make: Callable[[], Accumulator]) -> Metric:
-    def whole(logits: Tensor, labels: Tensor) -> float:
-        accumulator = make()
-        accumulator.update(logits, labels)
-        return accumulator.value()
-
-    return Metric(whole, direction, name, make)
+@cache
+def _named(name: str) -> Metric:
+    top = re.fullmatch(r"top([1-9][0-9]{0,8})", name)
+    if top:
+        return top_k(int(top[1]))
+    if name not in _BUILT_IN:
+        raise SoupError("unknown metric", found=repr(name), expected=f"one of {', '.join(_NAMES)}")
+    return _BUILT_IN[name]
 
 
 _BUILT_IN: dict[str, Metric] = {
-    "accuracy": _built_in("accuracy", "max", lambda: _TopK(1)),
-    "top5": _built_in("top5", "max", lambda: _TopK(5)),
-    "nll": _built_in("nll", "min", _NegativeLogLikelihood),
+    "accuracy": _built_in("accuracy", "max", partial(TopK, 1), has_bound=True),
+    "nll": nll(),
+    "macro_f1": macro_f1(),
+    "mcc": mcc(),
 }
+_NAMES = ("accuracy", "top5 (any number)", *(name for name in _BUILT_IN if name != "accuracy"))
