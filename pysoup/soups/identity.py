@@ -1,0 +1,126 @@
+"""What makes two runs of a recipe the same one: checkpoints by content, held-out data, metric, options, model."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._version import __version__
+from ..checkpoint import Checkpoint
+from ..errors import SoupError
+from ..evaluate import HeldOut, Metric
+from ..fingerprint import StatKey, fingerprint_data, fingerprint_file
+from .candidates import Candidate
+
+_SETTLED_NS = 2_000_000_000
+
+
+class RunIdentity:
+    """For :meth:`Journal.open`; made by :func:`identity_of`."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        heldout: HeldOut,
+        metric: Metric,
+        options: Mapping[str, Any],
+        model: nn.Module,
+    ) -> None:
+        self.candidates = list(candidates)
+        self.heldout = heldout
+        self.metric = metric
+        self.options = dict(options)
+        self.model = model
+
+    def parts(self, hashed: dict[str, Any]) -> dict[str, Any]:
+        """The identity as JSON. Reads the held-out data and the bytes of all checkpoints.
+
+        ``hashed`` has, by path, what an earlier run knew of a file: its size, times and inode, and the fingerprint of
+        its content. A file of which all these are the same is not read again; what is found anew is put there.
+        """
+        state = {name: t for name, t in self.model.state_dict().items() if isinstance(t, torch.Tensor)}
+        device = next((t.device.type for t in state.values()), "cpu")
+        return {
+            "environment": {"pysoup": __version__, "torch": torch.__version__, "device": device},
+            "metric": {
+                "name": self.metric.name,
+                "direction": self.metric.direction,
+                "function": _function_name(self.metric.fn),
+            },
+            "options": self.options,
+            "model": _architecture(state),
+            "heldout": self.heldout.fingerprint,
+            "checkpoints": [_checkpoint(candidate, hashed) for candidate in self.candidates],
+        }
+
+
+def identity_of(
+    candidates: Sequence[Candidate],
+    heldout: HeldOut,
+    metric: Metric,
+    options: Mapping[str, Any],
+    *,
+    model: nn.Module,
+) -> RunIdentity:
+    """The identity of a recipe's run on ``candidates``, in this order. Nothing is read yet.
+
+    ``options`` are all that changes the result or what is recorded on the way, in plain JSON: the recipe's name, its
+    arguments, given scores. Of ``model``, names, shapes, dtypes and the kind of device count, not the values.
+    """
+    return RunIdentity(candidates, heldout, metric, options, model)
+
+
+def _checkpoint(candidate: Candidate, hashed: dict[str, Any]) -> dict[str, Any]:
+    source = candidate.source
+    if isinstance(source, Checkpoint):
+        return {"name": candidate.name, "entry": source.entry_name, "content": _file_content(source, hashed)}
+    content = fingerprint_data(source)
+    if content is None:
+        what = "a checkpoint in memory that is not of tensors alone cannot be recognised in a later run; save it first"
+        raise SoupError(what, file=candidate.name)
+    return {"name": candidate.name, "entry": "", "content": content}
+
+
+def _file_content(checkpoint: Checkpoint, hashed: dict[str, Any]) -> str:
+    place = os.path.abspath(checkpoint.path)
+    before = [StatKey.of(file) for file in checkpoint.files]
+    note = {"files": [list(key) for key in before]}
+    known = hashed.get(place, {})
+    if known.get("files") == note["files"]:
+        return str(known["content"])
+    content = fingerprint_file(checkpoint)
+    # A file written to just now may be written to again within one tick of its clock, and would look the same.
+    if time.time_ns() - max(max(key.mtime_ns, key.ctime_ns) for key in before) > _SETTLED_NS:
+        hashed[place] = {**note, "content": content}
+    else:
+        hashed.pop(place, None)
+    return content
+
+
+def _architecture(state: Mapping[str, torch.Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in state.items():
+        sha.update(repr((name, list(tensor.shape), str(tensor.dtype))).encode("utf-8", "surrogatepass"))
+    return sha.hexdigest()
+
+
+def _function_name(function: Any) -> str:
+    """A name that is the same in every process. Of what a function does, its name has to stand for the rest."""
+    if isinstance(function, functools.partial):
+        arguments = [_argument(value) for value in function.args]
+        arguments += [f"{name}={_argument(value)}" for name, value in function.keywords.items()]
+        return f"{_function_name(function.func)}({', '.join(arguments)})"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _argument(value: Any) -> str:
+    # Of other objects, the text may have an address in it.
+    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__qualname__
