@@ -266,6 +266,11 @@ class Ingredient:
         return self._member
 
     @property
+    def is_file(self) -> bool:
+        """Whether it is read from files, not from memory."""
+        return self._member is not None
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Where the slots' values are read from, if that is memory; else nothing."""
         return self._flats

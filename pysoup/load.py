@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,27 @@ def load_soup_(
     )
 
 
+def average_into(
+    model: torch.nn.Module,
+    sources: Sequence[tuple[str, Checkpoint | Mapping[str, Any]]],
+    *,
+    integers: str = "auto",
+    memory: str | int = "64MiB",
+    threads: int | None = None,
+) -> list[str]:
+    """Write the uniform average of checkpoints and state dicts, each with its name in errors, into ``model``.
+
+    As :func:`load_soup_`, with the same bits, for pools that were opened and checked before; state dicts on other
+    devices are copied to the CPU first. Returns the names of tensors with NaN or infinities.
+    """
+    layout = Layout.of(model)
+    ingredients = [Ingredient.of(source, layout, label) for label, source in sources]
+    law = mix(check_weights(None, len(ingredients)), range(len(ingredients)))
+    loading = _Loading(model, layout, ingredients, law, check_policy(integers))
+    loading.run(parse_size(memory), _native.threads_or_default(threads), None)
+    return loading.nonfinite
+
+
 class _Loading:
     """One average into the memory of a model: checked when made, written by :meth:`run`."""
 
@@ -113,11 +134,11 @@ class _Loading:
 
     def run(self, budget: int, threads: int, progress: Callable[[int, int], object] | None) -> tuple[int, int]:
         """Reads, averages and writes; returns the threads and the buffer bytes a thread that were used."""
-        members = [i.member for i in self.ingredients]
+        members = [i.member for i in self.ingredients if i.is_file]
         _check_scratch(sum(i.scratch_bytes for i in self.ingredients))
         with open_members(members):
             plan = self._plan()
-            threads, buffer_bytes = fit_buffers(budget, threads, plan.minimum_buffer, len(members))
+            threads, buffer_bytes = fit_buffers(budget, threads, plan.minimum_buffer, len(self.ingredients))
             total = plan.bytes
             report = None if progress is None else lambda done: progress(done, total)
             try:
@@ -130,7 +151,8 @@ class _Loading:
                 raise _partly(error) from None
             self.targets.deliver(self.integers)
             self.nonfinite = [self.slots[row].name for row in rows or ()]
-            self.notes = nonfinite_notes(members, self.nonfinite)
+            if len(members) == len(self.ingredients):
+                self.notes = nonfinite_notes(members, self.nonfinite)
         return threads, buffer_bytes
 
     def _plan(self) -> Any:

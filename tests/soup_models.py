@@ -92,3 +92,19 @@ def same_bits(one: StateDict, other: StateDict) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == tensor.dtype and torch.equal(one[name].cpu(), tensor.cpu()) for name, tensor in other.items()
     )
+
+
+def images() -> tuple[Tensor, Tensor]:
+    return torch.randn(120, 6, generator=torch.Generator().manual_seed(5)), torch.arange(120) % 7
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    return torch.randint(0, 7, (120, 4), generator=generator), torch.randint(0, 7, (120,), generator=generator)
+
+
+def encoded() -> dict[str, Tensor]:
+    ids, labels = tokens()
+    mask = torch.ones_like(ids)
+    mask[::3, 2:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

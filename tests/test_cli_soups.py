@@ -73,6 +73,42 @@ def test_greedy_keeps_what_helps_and_prints_each_step(
         assert f"wrote {run / name}" in out
 
 
+def test_greedy_options_reach_the_recipe_and_its_cost_is_printed(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--accept", ">", "--min-delta", "0.001", "--order", "random", "--seed", "2", "--max-ingredients", "2"]
+    run = tmp_path / "run"
+    command = ["greedy", "--task", task, *checkpoints, "-o", str(run)]
+    assert main([*command, *options, "--passes", "3", "--replacement", "--no-early-rejection"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    trace = json.loads((run / "trace.json").read_text())
+    assert trace["options"] == {
+        "accept": ">",
+        "min_delta": 0.001,
+        "order": "random",
+        "seed": 2,
+        "max_ingredients": 2,
+        "passes": 3,
+        "replacement": True,
+        "early_rejection": False,
+    }
+    used = f"{trace['passes']['used']:.4g} passes over the held-out set"
+    assert re.search(rf"^{used}; mix \d+\.\d\d s, score \d+\.\d\d s, read ahead \d+\.\d\d s$", out, re.MULTILINE)
+    assert sum(step["accepted"] for step in trace["trace"]) <= 2
+
+
+def test_what_was_refused_early_is_printed_with_what_was_still_possible(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["greedy", "--task", task, *checkpoints, "-o", str(run), "--metric", "nll"]) == 0
+    out = capsys.readouterr().out
+    step = json.loads((run / "trace.json").read_text())["trace"][-1]
+    assert step["candidate_score"] is None
+    assert re.search(rf"useless\.safetensors .* >= {step['bound']:.5g} .* {step['samples'] / 3:.0f}%  refused", out)
+
+
 def test_uniform_averages_all(
     task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from pysoup.errors import OutputError, SoupError
 from pysoup.soups import greedy_soup
 from pysoup.soups.command import run_greedy, run_uniform
+from pysoup.task import load_task
 
 TASK = """
 import torch
@@ -41,6 +42,28 @@ class Small:
 
     def forward(self, model, batch):
         return model(batch["x"]), batch["y"]
+
+class Killed(Small):
+    # As Small; it ends after some batches, as by a kill.
+    calls = []
+    last = 0
+
+    def forward(self, model, batch):
+        self.calls.append(len(self.calls))
+        if len(self.calls) == self.last:
+            raise KeyboardInterrupt
+        return super().forward(model, batch)
+
+class Own:
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+class NoFingerprint(Small):
+    def heldout(self):
+        return [Own(*data(0))]
+
+    def forward(self, model, batch):
+        return model(batch.x), batch.y
 
 class BadTest(Small):
     def tests(self):
@@ -99,7 +122,8 @@ def test_a_greedy_run_leaves_soup_trace_and_results(kitchen: list[str]) -> None:
     assert read("runs/one/trace.json") == soup.to_json()
     results = read("runs/one/results.json")
     assert (results["metric"], results["direction"], results["recipe"]) == ("nll", "min", "greedy")
-    assert results["heldout"] == soup.score == results["tests"]["same"]
+    assert results["heldout"] == soup.score
+    assert soup.score == pytest.approx(results["tests"]["same"], rel=1e-6)  # the same samples in other batches
     assert results["tests"]["other"] == pytest.approx(mean_loss(expected, 1), rel=1e-6)
 
 
@@ -113,8 +137,19 @@ def test_a_uniform_run_takes_every_checkpoint(kitchen: list[str]) -> None:
 
 
 def test_metric_and_rule_are_passed_on(kitchen: list[str]) -> None:
-    soup = run_greedy("recipe_task.py:Small", kitchen, "run", metric="top5", accept=">")
-    assert (soup.metric, soup.options) == ("top5", {"accept": ">", "order": "score"})
+    options = {
+        "accept": ">",
+        "min_delta": 0.01,
+        "order": "random",
+        "seed": 3,
+        "max_ingredients": 2,
+        "passes": 2,
+        "replacement": True,
+        "early_rejection": False,
+    }
+    soup = run_greedy("recipe_task.py:Small", kitchen, "run", metric="top5", **options)
+    assert (soup.metric, soup.options) == ("top5", options)
+    assert read("run/trace.json")["options"] == options
 
 
 def test_tests_do_not_select(kitchen: list[str]) -> None:
@@ -122,6 +157,35 @@ def test_tests_do_not_select(kitchen: list[str]) -> None:
     without = run_greedy("recipe_task.py:NoTests", kitchen, "two", metric="accuracy")
     assert with_tests.ingredients == without.ingredients
     assert with_tests.score == without.score
+
+
+def test_a_run_that_was_stopped_goes_on_and_leaves_no_journal(kitchen: list[str]) -> None:
+    whole = run_greedy("recipe_task.py:Small", kitchen, "whole")
+    task = load_task("recipe_task.py:Killed")
+    for last in (1, 4, 8):
+        task.calls.clear()
+        type(task).last = last
+        with pytest.raises(KeyboardInterrupt):
+            run_greedy("recipe_task.py:Killed", kitchen, "run")
+        assert [path.name for path in Path("run").iterdir()] == ["journal"]
+    with pytest.raises(SoupError, match="another run is recorded here: option accept was '>=', it is '>' now"):
+        run_greedy("recipe_task.py:Killed", kitchen, "run", accept=">")
+    task.calls.clear()
+    type(task).last = 0
+    soup = run_greedy("recipe_task.py:Killed", kitchen, "run")
+    assert len(task.calls) < 30
+    assert (soup.ingredients, soup.score) == (whole.ingredients, whole.score)
+    assert same_bits(load_file("run/soup.safetensors"), load_file("whole/soup.safetensors"))
+    assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "soup.safetensors", "trace.json"]
+
+
+def test_data_without_a_fingerprint_is_scored_and_cannot_be_resumed(kitchen: list[str]) -> None:
+    Path("recipe_task.py").write_text(
+        TASK.replace('return {"same": self.heldout(), "other": [{"x": x, "y": y}]}', "return {}")
+    )
+    soup = run_greedy("recipe_task.py:NoFingerprint", kitchen, "run")
+    assert "could not have gone on: held-out batch 0 has no fingerprint" in soup.notes[-1]
+    assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "soup.safetensors", "trace.json"]
 
 
 def test_results_are_not_overwritten_unasked(kitchen: list[str]) -> None:
@@ -144,7 +208,8 @@ def test_the_output_may_not_be_an_ingredient(kitchen: list[str]) -> None:
 def test_a_failing_test_set_is_named_and_the_soup_is_kept(kitchen: list[str]) -> None:
     with pytest.raises(SoupError, match=r"scoring test set empty: the held-out set is empty \(the soup is saved\)"):
         run_greedy("recipe_task.py:BadTest", kitchen, "run")
-    assert sorted(path.name for path in Path("run").iterdir()) == ["soup.safetensors", "trace.json"]
+    # With what was scored: the same command with --force has nothing left to score but the test sets.
+    assert sorted(path.name for path in Path("run").iterdir()) == ["journal", "soup.safetensors", "trace.json"]
 
 
 def test_a_run_equals_the_call(kitchen: list[str]) -> None:

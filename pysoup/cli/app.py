@@ -65,7 +65,9 @@ _task = click.option(
 )
 _run_dir = click.option("-o", "--output", metavar="RUN/", required=True, help="The directory to write to.")
 _metric = click.option(
-    "--metric", metavar="accuracy|top5|nll", help="The held-out score. [default: the task's, else accuracy]"
+    "--metric",
+    metavar="accuracy|top5|nll|macro_f1|mcc",
+    help="The held-out score. [default: the task's, else accuracy]",
 )
 
 
@@ -183,6 +185,24 @@ def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any
     default=">=",
     help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before.",
 )
+@click.option("--min-delta", metavar="D", type=click.FloatRange(min=0), default=0.0, help="... by at least so much.")
+@click.option(
+    "--order",
+    type=click.Choice(["score", "given", "random"]),
+    default="score",
+    help="Try them from the best down, as given, or shuffled by --seed.",
+)
+@click.option("--seed", type=int, default=0, help="Of --order random.")
+@click.option("--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them.")
+@click.option(
+    "--passes", metavar="N", type=click.IntRange(min=1), default=1, help="Try refused ones again, up to N times in all."
+)
+@click.option("--replacement", is_flag=True, help="In further passes try all: one may count several times.")
+@click.option(
+    "--early-rejection/--no-early-rejection",
+    default=True,
+    help="End a score as soon as its checkpoint is sure to be refused.",
+)
 @_entry
 @_best
 @_integers
@@ -196,6 +216,128 @@ def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any)
     from . import models
 
     models.greedy(task, list(checkpoints), output, **options)
+
+
+_accept = click.option("--accept", type=click.Choice([">=", ">"]), default=">=", help="As good is enough, or better.")
+_min_delta = click.option(
+    "--min-delta", metavar="D", type=click.FloatRange(min=0), default=0.0, help="... by at least so much."
+)
+_max_ingredients = click.option(
+    "--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them."
+)
+_memory = click.option(
+    "--memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file."
+)
+_early_rejection = click.option(
+    "--early-rejection/--no-early-rejection", default=True, help="End a score as soon as it is sure not to count."
+)
+
+
+@app.command()
+@_checkpoints
+@_task
+@_run_dir
+@_metric
+@_accept
+@_min_delta
+@click.option(
+    "--passes", metavar="N", type=click.IntRange(min=1), help="Tries for each. [default: until nothing is dropped]"
+)
+@_early_rejection
+@_entry
+@_best
+@_integers
+@_force
+def pruned(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Pruned soup: average all checkpoints, then drop, from the worst up, each without which the soup is no worse.
+
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
+    """
+    from . import recipes
+
+    recipes.pruned(task, list(checkpoints), output, **options)
+
+
+@app.command()
+@_checkpoints
+@_task
+@_run_dir
+@_metric
+@_accept
+@_min_delta
+@_max_ingredients
+@click.option(
+    "--prefilter", metavar="M", type=click.IntRange(min=1), help="Try only the M that do best in an ensemble with it."
+)
+@_memory
+@_early_rejection
+@_entry
+@_best
+@_integers
+@_force
+def greedier(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Greedier soup: at each step try all checkpoints and add the one with which the soup scores best.
+
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
+    """
+    from . import recipes
+
+    recipes.greedier(task, list(checkpoints), output, **options)
+
+
+@app.command()
+@_checkpoints
+@_task
+@_run_dir
+@_metric
+@click.option("--all", "every", is_flag=True, help="Average all of them, select nothing.")
+@click.option(
+    "--select",
+    type=click.Choice(["sorted", "best"]),
+    default="sorted",
+    help="Try them from the best down, or add the best one each time.",
+)
+@click.option("--replacement", is_flag=True, help="One may be added several times; needs --max-ingredients.")
+@_accept
+@_min_delta
+@_max_ingredients
+@_memory
+@_entry
+@_best
+@_integers
+@_force
+def ensemble(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Greedy ensemble, or that of all: average the logits, not the weights. Slower to use; what soups are compared to.
+
+    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
+    a directory or 'pattern' that stands for several.
+    """
+    from . import recipes
+
+    recipes.ensemble(task, list(checkpoints), output, **options)
+
+
+@app.command()
+@click.argument("sweep", metavar="SWEEP.toml")
+@_run_dir
+@click.option("--jobs", type=click.IntRange(min=1), help="Processes at a time. [default: one for each device]")
+@click.option(
+    "--devices", metavar="D1,D2,...", help="Such as cuda:0,cuda:1 or cpu. [default: every CUDA device, or cpu]"
+)
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="Only the first N runs.")
+@click.option("--retry", is_flag=True, help="Make runs again that failed.")
+@click.option("--force", "overwrite", is_flag=True, help="Replace what another sweep left under the same names.")
+def finetune(sweep: str, output: str, **options: Any) -> None:
+    """Fine-tune one model with many hyperparameters: the ingredients of a soup, with their held-out scores.
+
+    SWEEP.toml names the task and the search (random, grid or points). What an earlier, stopped run finished is kept.
+    """
+    from . import finetune as cooking
+
+    if not cooking.finetune(sweep, output, **options):
+        raise click.exceptions.Exit(1)
 
 
 @app.command()

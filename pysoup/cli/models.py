@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BackendError, OutputError
 from ..progress import step_bar
@@ -14,7 +14,7 @@ from .text import as_notes, printable, table
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
-    from ..soups import Soup
+    from ..soups import Ensemble, GreedyStep, Soup
 
 
 def uniform(
@@ -29,15 +29,15 @@ def uniform(
     overwrite: bool,
 ) -> None:
     """Make the uniform soup, and print its score and the files written."""
-    _require_torch()
+    require_torch()
     from ..soups.command import run_uniform
 
-    sources, notes = _sources(checkpoints, entry, best)
+    sources, notes = sources_of(checkpoints, entry, best)
     with step_bar("uniform soup") as progress:
         soup = run_uniform(
             task, sources, output, metric=metric, integers=integers, overwrite=overwrite, progress=progress
         )
-    _show(soup, output, notes)
+    show(soup, output, notes)
 
 
 def greedy(
@@ -46,35 +46,48 @@ def greedy(
     output: str,
     *,
     metric: str | None,
-    accept: Literal[">=", ">"],
     entry: str | None,
     best: Best | None,
-    integers: str,
     overwrite: bool,
+    **options: Any,
 ) -> None:
-    """Make the greedy soup, and print each step, the score and the files written."""
-    _require_torch()
+    """Make the greedy soup by the recipe's ``options``, and print each step, the score and the files written."""
+    require_torch()
     from ..soups.command import run_greedy
 
-    sources, notes = _sources(checkpoints, entry, best)
+    sources, notes = sources_of(checkpoints, entry, best)
     with step_bar("greedy soup") as progress:
-        soup = run_greedy(
-            task,
-            sources,
-            output,
-            metric=metric,
-            accept=accept,
-            integers=integers,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    rows = []
-    for step in soup.trace:
-        scores = (_score(s) for s in (step.single_score, step.candidate_score, step.best_score_before))
-        rows.append([str(step.step + 1), step.ingredient, *scores, "kept" if step.accepted else "refused", step.note])
-    header = ["step", "checkpoint", "alone", "soup with it", "soup before", "", "note"]
-    print(table(header, rows, right=("step", "alone", "soup with it", "soup before")))
-    _show(soup, output, notes)
+        soup = run_greedy(task, sources, output, metric=metric, overwrite=overwrite, progress=progress, **options)
+    print(steps(soup))
+    show(soup, output, notes)
+
+
+def steps(
+    made: Soup | Ensemble,
+    columns: tuple[str, str] = ("soup with it", "soup before"),
+    verdicts: tuple[str, str] = ("kept", "refused"),
+) -> str:
+    """The trace as a table."""
+    header = ["step", "checkpoint", "alone", *columns, "seen", "", "note"]
+    rows = [_row(step, made, verdicts) for step in made.trace]
+    return table(header, rows, right=("step", "alone", *columns, "seen"))
+
+
+def _row(step: GreedyStep, soup: Soup | Ensemble, verdicts: tuple[str, str]) -> list[str]:
+    """One step of the trace; of a soup that was refused early, the score that was still possible."""
+    with_it = _score(step.candidate_score)
+    if step.bound is not None:
+        with_it = f"{'<=' if soup.direction == 'max' else '>='} {_score(step.bound)}"
+    return [
+        str(step.step + 1),
+        step.ingredient,
+        _score(step.single_score),
+        with_it,
+        _score(step.best_score_before),
+        f"{step.samples / step.of:.0%}" if step.of else "-",
+        verdicts[not step.accepted],
+        step.note,
+    ]
 
 
 def demo(output: str, *, seed: int, overwrite: bool) -> None:
@@ -87,7 +100,9 @@ def demo(output: str, *, seed: int, overwrite: bool) -> None:
     kitchen.run(folder, seed=seed)
 
 
-def _sources(checkpoints: list[str], entry: str | None, best: Best | None) -> tuple[list[str | Checkpoint], list[str]]:
+def sources_of(
+    checkpoints: list[str], entry: str | None, best: Best | None
+) -> tuple[list[str | Checkpoint], list[str]]:
     """What the recipes take, and notes on what was found."""
     from ..checkpoint.find import open_found
 
@@ -95,20 +110,33 @@ def _sources(checkpoints: list[str], entry: str | None, best: Best | None) -> tu
     return [str(path) for path in paths] if entry is None else [*open_found(paths, entry)], notes
 
 
-def _show(soup: Soup, output: str, notes: Sequence[str]) -> None:
+def show(made: Soup | Ensemble, output: str, notes: Sequence[str]) -> None:
+    """The last lines of a command: the score, the cost, the files written and the notes."""
+    from ..soups import Soup
     from ..soups.command import RESULTS, TRACE, WEIGHTS
 
-    print(f"{soup.recipe} soup of {len(soup.ingredients)}: held-out {soup.metric} {_score(soup.score)}")
-    for name in (WEIGHTS, TRACE, RESULTS):
+    is_soup = isinstance(made, Soup)
+    kind = f"{made.recipe} soup" if is_soup else made.recipe
+    print(f"{kind} of {len(made.ingredients)}: held-out {made.metric} {_score(made.score)}")
+    print(_cost(made))
+    for name in (WEIGHTS, TRACE, RESULTS) if is_soup else (TRACE, RESULTS):
         print(f"wrote {printable(str(Path(output) / name))}")
-    print("".join(f"{line}\n" for line in as_notes(list(dict.fromkeys([*notes, *soup.notes])))), end="")
+    print("".join(f"{line}\n" for line in as_notes(list(dict.fromkeys([*notes, *made.notes])))), end="")
+
+
+def _cost(made: Soup | Ensemble) -> str:
+    """Passes over the held-out set and where the time went; reading ahead runs beside the scoring."""
+    used, saved = made.passes["used"], made.passes["saved"]
+    passes = f"{used:.4g} passes over the held-out set" + (f", {saved:.4g} saved" if saved > 0 else "")
+    parts = {"mix": "mix", "score": "score", "read": "read ahead"}
+    return f"{passes}; {', '.join(f'{text} {made.timing[name]:.2f} s' for name, text in parts.items())}"
 
 
 def _score(score: float | None) -> str:
     return "-" if score is None else f"{score:.5g}"
 
 
-def _require_torch() -> None:
+def require_torch() -> None:
     if find_spec("torch") is None:
         install = "pip install 'model-soups[torch]' (in a checkout: '.[torch]')"
         raise BackendError(f"soups of models need torch: {install}")

@@ -1,4 +1,4 @@
-"""The candidates of a recipe, and their scores: each is written into the live model and evaluated there."""
+"""The candidates of a recipe: opened, checked, named in errors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from ..checkpoint import Checkpoint, align_names_to, duplicate_inputs, open_chec
 from ..checkpoint.find import find_checkpoints
 from ..checkpoint.strict_json import clip
 from ..errors import CheckpointError, IncompatibleError, SoupError
-from ..evaluate import HeldOut, Metric, evaluate
+from ..evaluate import HeldOut
 from ..file_plan import Member
-from ..progress import StepProgress
 from ..remarks import input_notes, nonfinite_notes
 
 Source = Checkpoint | Mapping[str, Tensor]
@@ -66,7 +65,7 @@ def open_candidates(
     aligned, matched = align_names_to(names, files, "the model")
     notes += [*matched, *input_notes(files, in_memory=len(candidates) - len(files))]
     renamed = iter(aligned)
-    return [Candidate(c.name, next(renamed)) if _is_file(c) else c for c in candidates], notes
+    return [Candidate(c.name, next(renamed)) if is_file(c) else c for c in candidates], notes
 
 
 def nonfinite_note(tensors: Sequence[str]) -> str:
@@ -110,47 +109,6 @@ def check_pool(averager: Averager, candidates: Sequence[Candidate]) -> None:
     averager.check({candidate.name: candidate.source for candidate in candidates})
 
 
-class Scorer:
-    """Scores candidates in the model itself: one fused call writes the weights, then the held-out data is run."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        averager: Averager,
-        heldout: HeldOut,
-        metric: Metric,
-        *,
-        evaluations: int,
-        progress: StepProgress | None,
-    ) -> None:
-        self.model = model
-        self.averager = averager
-        self.heldout = heldout
-        self.metric = metric
-        self.evaluations = evaluations
-        self.progress = progress
-        self.done = 0
-
-    def with_candidate(self, candidate: Candidate) -> float:
-        """The score of the average of what the averager holds and ``candidate``; the model then holds that average."""
-        with naming(f"loading {candidate.name}", "the model may hold part of it", file=_is_file(candidate)):
-            self.averager.preview(candidate.source, out=self.model)
-        return self._score(candidate.name)
-
-    def average(self, name: str) -> float:
-        """The score of what the averager holds; the model then holds it."""
-        self.averager.result(out=self.model)
-        return self._score(name)
-
-    def _score(self, name: str) -> float:
-        with naming(f"scoring {name}", "the model holds it"):
-            score = evaluate(self.model, self.heldout, self.metric)
-        self.done += 1
-        if self.progress is not None:
-            self.progress(self.done, self.evaluations, name)
-        return score
-
-
 @contextmanager
 def naming(doing: str, left: str, *, file: bool = False) -> Iterator[None]:
     """Errors say what was being done and what the model is ``left`` with; the original is their cause.
@@ -174,6 +132,12 @@ def naming(doing: str, left: str, *, file: bool = False) -> Iterator[None]:
         raise SoupError(f"{doing} failed: {text} ({left})") from error
 
 
+def read_heldout(heldout: HeldOut) -> None:
+    """Read the data now: what is wrong with it is an error before anything is scored."""
+    with naming("reading the held-out data", "nothing was scored"):
+        len(heldout)
+
+
 def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
     """Refuse state dictionaries that share memory with the model: writing a candidate would change them."""
     live = {t.untyped_storage().data_ptr() for t in model.state_dict().values() if isinstance(t, Tensor) and t.numel()}
@@ -191,7 +155,8 @@ def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
                 )
 
 
-def _is_file(candidate: Candidate) -> bool:
+def is_file(candidate: Candidate) -> bool:
+    """Whether its tensors are read from files, not from memory."""
     return isinstance(candidate.source, Checkpoint)
 
 

@@ -1,15 +1,19 @@
-"""``pysoup greedy`` and ``pysoup uniform``: a task, checkpoints and a directory to write the results to.
+"""``pysoup greedy`` and its like: a task, checkpoints and a directory to write the results to.
 
 ``RUN/soup.safetensors`` holds the weights, ``RUN/trace.json`` how they came about, ``RUN/results.json`` the scores on
-the held-out data and on the task's test sets, which are reported and never selected on.
+the held-out data and on the task's test sets, which are reported and never selected on. An ensemble has no weights of
+its own. ``RUN/journal`` is there while a recipe is at work that selects: what a killed run has left of it is not
+computed again.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -20,14 +24,17 @@ from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress
 from ..task import Task, load_task
-from .candidates import naming
+from .candidates import naming, read_heldout
+from .ensemble import Ensemble
 from .files import write_json
-from .greedy import Accept, greedy_soup
+from .given import Accept, Order
+from .greedy import greedy_soup
 from .soup import Soup, finite
 from .uniform import uniform_soup
 
 WEIGHTS, TRACE, RESULTS = "soup.safetensors", "trace.json", "results.json"
-Recipe = Callable[[nn.Module, HeldOut, Metric], Soup]
+JOURNAL = "journal"
+Made = TypeVar("Made", bound=Soup | Ensemble)
 
 
 def run_greedy(
@@ -37,20 +44,47 @@ def run_greedy(
     *,
     metric: MetricLike | None = None,
     accept: Accept = ">=",
+    min_delta: float = 0.0,
+    order: Order = "score",
+    seed: int = 0,
+    max_ingredients: int | None = None,
+    passes: int = 1,
+    replacement: bool = False,
+    early_rejection: bool = True,
     integers: str = "auto",
     overwrite: bool = False,
     progress: StepProgress | None = None,
 ) -> Soup:
     """Make the greedy soup of ``checkpoints`` for the task ``FILE.py:NAME`` and write the results to ``output``.
 
-    ``metric`` defaults to the task's own, then to accuracy. Results that are there are an :class:`OutputError` unless
-    ``overwrite``; nothing is computed before that is known.
+    ``metric`` defaults to the task's own, then to accuracy; the other options are those of :func:`greedy_soup`. Results
+    that are there are an :class:`OutputError` unless ``overwrite``; nothing is computed before that is known. A run
+    that was killed goes on where it was.
     """
 
     def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-        return greedy_soup(checkpoints, model, heldout, metric, accept=accept, integers=integers, progress=progress)
+        run, notes = _journal(Path(output), heldout)
+        soup = greedy_soup(
+            checkpoints,
+            model,
+            heldout,
+            metric,
+            accept=accept,
+            min_delta=min_delta,
+            order=order,
+            seed=seed,
+            max_ingredients=max_ingredients,
+            passes=passes,
+            replacement=replacement,
+            early_rejection=early_rejection,
+            run=run,
+            integers=integers,
+            progress=progress,
+        )
+        soup.notes += notes
+        return soup
 
-    return _run(task, checkpoints, output, metric, overwrite, recipe)
+    return run_recipe(task, checkpoints, output, metric, overwrite, recipe)
 
 
 def run_uniform(
@@ -68,17 +102,18 @@ def run_uniform(
     def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
         return uniform_soup(checkpoints, model, heldout, metric, integers=integers, progress=progress)
 
-    return _run(task, checkpoints, output, metric, overwrite, recipe)
+    return run_recipe(task, checkpoints, output, metric, overwrite, recipe)
 
 
-def _run(
+def run_recipe(
     task: str,
     checkpoints: Sequence[str | Checkpoint],
     output: str,
     metric: MetricLike | None,
     overwrite: bool,
-    recipe: Recipe,
-) -> Soup:
+    recipe: Callable[[nn.Module, HeldOut, Metric], Made],
+) -> Made:
+    """What all of them do: check, make what ``recipe`` makes of the task's model and held-out data, write, score."""
     directory = Path(output)
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
@@ -92,7 +127,7 @@ def _run(
     new = not directory.exists()
     _make(directory)
     try:
-        soup = recipe(model, heldout, resolved)
+        made = recipe(model, heldout, resolved)
     except BaseException:
         if new:
             with suppress(OSError):
@@ -101,10 +136,24 @@ def _run(
     # The results of an earlier run first: they must never stand beside another soup.
     (directory / RESULTS).unlink(missing_ok=True)
     (directory / TRACE).unlink(missing_ok=True)
-    soup.save(directory / WEIGHTS, overwrite=overwrite)
-    soup.save_trace(directory / TRACE, overwrite=overwrite)
-    write_json(directory / RESULTS, _results(loaded, model, soup, resolved), overwrite=overwrite)
-    return soup
+    if isinstance(made, Soup):
+        made.save(directory / WEIGHTS, overwrite=overwrite)
+    else:
+        (directory / WEIGHTS).unlink(missing_ok=True)
+    made.save_trace(directory / TRACE, overwrite=overwrite)
+    write_json(directory / RESULTS, _results(loaded, model, made, resolved), overwrite=overwrite)
+    shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    return made
+
+
+def _journal(directory: Path, heldout: HeldOut) -> tuple[Path | None, list[str]]:
+    """Where scores are recorded; nowhere, with a note, for data that a later run would not know again."""
+    read_heldout(heldout)  # what is wrong with the data itself is no note
+    try:
+        _ = heldout.fingerprint
+    except SoupError as error:
+        return None, [f"had it been killed, this run could not have gone on: {error}"]
+    return directory / JOURNAL, []
 
 
 def _make(directory: Path) -> None:
@@ -132,21 +181,24 @@ def _check_output(directory: Path, checkpoints: Sequence[str | Checkpoint], over
         raise OutputError("the output is one of the checkpoints", file=target)
 
 
-def _results(task: Task, model: nn.Module, soup: Soup, metric: Metric) -> dict[str, object]:
+def _results(task: Task, model: nn.Module, made: Soup | Ensemble, metric: Metric) -> dict[str, object]:
     tests: dict[str, object] = {}
-    with naming("tests() of the task", "the soup is saved"):
+    saved = "the soup is saved" if isinstance(made, Soup) else "the trace is saved"
+    with naming("tests() of the task", saved):
         sets = dict(getattr(task, "tests", dict)())
     for name, data in sets.items():
-        with naming(f"scoring test set {name}", "the soup is saved"):
-            tests[str(name)] = finite(evaluate(model, _heldout(task, data), metric))
+        with naming(f"scoring test set {name}", saved):
+            test = _heldout(task, data)
+            score = evaluate(model, test, metric) if isinstance(made, Soup) else made.evaluate(model, test)
+            tests[str(name)] = finite(score)
     return {
         "pysoup": __version__,
-        "recipe": soup.recipe,
+        "recipe": made.recipe,
         "metric": metric.name,
         "direction": metric.direction,
-        "heldout": finite(soup.score),
+        "heldout": finite(made.score),
         "tests": tests,
-        "ingredients": soup.ingredients,
+        "ingredients": made.ingredients,
     }
 
 

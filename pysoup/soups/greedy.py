@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import math
-import operator
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from ..averager import Averager
 from ..errors import SoupError
-from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric
+from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
 from .candidates import (
-    Candidate,
     Checkpoints,
-    Scorer,
-    check_pool,
     check_separate,
     duplicates,
     nonfinite_note,
     open_candidates,
     soup_notes,
 )
+from .given import Accept, Order, Scores, best_first, given_order, given_scores, is_strict, least_gain, whole_number
+from .scorer import Scorer
 from .soup import GreedyStep, Soup
-
-Accept = Literal[">=", ">"]
-Scores = Sequence[float] | Mapping[Any, float]
+from .trial import Trial
 
 
 def greedy_soup(
@@ -40,7 +35,14 @@ def greedy_soup(
     *,
     scores: Scores | None = None,
     accept: Accept = ">=",
-    order: Literal["score", "given"] | Sequence[int] = "score",
+    min_delta: float = 0.0,
+    order: Order = "score",
+    seed: int = 0,
+    max_ingredients: int | None = None,
+    passes: int = 1,
+    replacement: bool = False,
+    early_rejection: bool = True,
+    run: str | os.PathLike[str] | None = None,
     entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
@@ -48,12 +50,25 @@ def greedy_soup(
     """Make the greedy soup of ``checkpoints`` in ``model``, selected on ``heldout`` alone.
 
     The candidates are taken from the best held-out score down (ties: the given order). The first is kept; each
-    further one is kept if the average of the ingredients with it scores at least as well as without it (``accept=">"``:
-    better, as the official code has it). ``scores``, in the order of ``checkpoints`` or by name, are the held-out
-    scores of the single models if they are known; else they are computed. ``order="given"``, or a list of positions,
-    replaces the order by score. ``entry`` is taken of files that nest several models, as in
+    further one is kept if the average of the ingredients with it scores at least ``min_delta`` better than without it
+    (``accept=">"``: more than that, as the official code has it). It ends with ``max_ingredients`` of them. With
+    ``passes``, refused candidates are tried again, as long as the pass before kept something; with ``replacement``
+    all of them are, so that one may count several times in the average. ``order="given"``, ``"random"`` (by ``seed``)
+    or a list of positions replaces the order by score.
+
+    ``scores``, in the order of ``checkpoints`` or by name, are the held-out scores of the single models if they are
+    known. Else they are those recorded beside the checkpoints by their training, if the fingerprints of the held-out
+    data and of the weights agree, or they are measured. A model whose score is NaN is never kept.
+
+    With ``early_rejection`` the held-out samples are put in order, the hardest first, cut into new batches, and a
+    candidate is refused as soon as its errors so far rule out that it is accepted. Ingredients, their order and every
+    score of an accepted soup are those of the same recipe in full on these batches. It is left out for metrics
+    without a bound (macro-F1, Matthews, functions), and where there are too few candidates for it to pay.
+
+    ``run`` is a directory that takes down every score at once: started again after a kill, the recipe goes on from
+    there to the same result. ``entry`` is taken of files that nest several models, as in
     :func:`pysoup.average_checkpoints`. ``integers`` says what becomes of integer tensors that differ, as in
-    :func:`pysoup.average_state_dicts`. A model whose score is NaN is never kept.
+    :func:`pysoup.average_state_dicts`.
 
     Candidates are written into ``model`` itself and files are streamed, so that beside the model there is one running
     sum, in the accumulator's type, and no second model. Afterwards the model holds the soup and its training flags are
@@ -62,176 +77,215 @@ def greedy_soup(
     Raises :class:`SoupError` (among others :class:`IncompatibleError`) naming the checkpoint; an error of the model,
     the data or the metric is its cause.
     """
-    if accept not in (">=", ">"):
-        raise SoupError("unknown accept rule", found=repr(accept), expected="'>=' or '>'")
     resolved = as_metric(metric)
+    rules = _Rules.checked(accept, min_delta, max_ingredients, passes, replacement)
     candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
     check_separate(candidates, model)
-    singles = _given_scores(scores, candidates)
-    positions = _given_order(order, len(candidates))
-    score_all = positions is None and singles is None
-    steps = len(candidates) - (singles is not None or score_all)  # a soup of one has the score of its ingredient
-    averager = Averager(model, integers=integers)
-    check_pool(averager, candidates)
+    known = given_scores(scores, candidates)
+    positions = given_order(order, len(candidates), seed)
     scorer = Scorer(
         model,
-        averager,
+        candidates,
         as_heldout(heldout),
         resolved,
-        evaluations=steps + (len(candidates) if score_all else 0),
+        integers=integers,
+        early_rejection=early_rejection,
         progress=progress,
     )
-    alone = [""] * len(candidates)
-    if score_all:
-        singles = []
-        for position, candidate in enumerate(candidates):
-            singles.append(scorer.with_candidate(candidate))
-            alone[position] = nonfinite_note(averager.nonfinite)
-    if positions is None:
-        assert singles is not None
-        positions = _by_score(singles, resolved)
-    run = _Run(candidates, scorer, singles or [None] * len(candidates), alone, strict=accept == ">")
-    for position in positions:
-        run.step(position)
-    run.finish()
+    options = {
+        "accept": accept,
+        "min_delta": rules.min_delta,
+        "order": order if isinstance(order, str) else positions,
+        **({"seed": seed} if order == "random" else {}),
+        "max_ingredients": max_ingredients,
+        "passes": passes,
+        "replacement": replacement,
+        "early_rejection": early_rejection,
+    }
+    with scorer.recording(run, "greedy", {**options, "positions": positions, "scores": known}):
+        if positions is None or known is not None:
+            if known is None:
+                scorer.evaluations = len(candidates) + _planned(scorer, len(candidates), known=True, ordering=0)[1]
+            singles = scorer.singles(known)
+            positions = best_first(singles, resolved) if positions is None else positions
+        loop = _Loop(scorer, rules)
+        loop.run(positions)
+        scorer.finish()
+    kept = loop.kept
+    ingredients = list(dict.fromkeys(kept))
     return Soup(
         recipe="greedy",
-        ingredients=[candidates[position].name for position in run.kept],
-        weights=[1.0 / len(run.kept)] * len(run.kept),
-        score=run.best,
+        ingredients=[candidates[position].name for position in ingredients],
+        weights=[kept.count(position) / len(kept) for position in ingredients],
+        score=loop.best,
         metric=resolved.name,
         direction=resolved.direction,
-        trace=run.trace,
-        averager=averager,
-        options={"accept": accept, "order": order if isinstance(order, str) else positions},
-        notes=[*notes, *soup_notes(averager, [candidates[position] for position in run.kept])],
+        trace=loop.trace,
+        averager=scorer.averager,
+        options=options,
+        notes=[*notes, *scorer.notes, *loop.notes, *soup_notes(scorer.averager, [candidates[p] for p in ingredients])],
+        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
+        timing=scorer.timing,
     )
 
 
-class _Run:
-    """The recipe's loop: the soup so far is in the averager, ``best`` is its score.
+@dataclass(frozen=True)
+class _Rules:
+    """What is accepted, and when to end."""
 
-    ``nonfinite`` has a note for each candidate: of it alone, then of the soup with it.
-    """
+    strict: bool
+    min_delta: float
+    limit: int | None
+    passes: int
+    replacement: bool
 
-    def __init__(
-        self,
-        candidates: list[Candidate],
-        scorer: Scorer,
-        singles: Sequence[float | None],
-        nonfinite: list[str],
-        *,
-        strict: bool,
-    ) -> None:
-        self.candidates = candidates
+    @classmethod
+    def checked(cls, accept: str, min_delta: float, limit: int | None, passes: int, replacement: bool) -> _Rules:
+        strict = is_strict(accept)
+        min_delta = least_gain(min_delta)
+        if limit is not None:
+            limit = whole_number("max_ingredients", limit, least=1)
+        passes = whole_number("passes", passes, least=1)
+        if replacement and passes == 1:
+            raise SoupError("replacement needs further passes", found="passes=1", expected="passes of 2 or more")
+        return cls(strict, min_delta, limit, passes, replacement)
+
+
+class _Loop:
+    """The recipe's loop: the soup so far is the scorer's running sum, ``best`` is its score."""
+
+    def __init__(self, scorer: Scorer, rules: _Rules) -> None:
         self.scorer = scorer
-        self.singles = singles
-        self.strict = strict
-        self.duplicates = duplicates(candidates)
+        self.rules = rules
+        self.duplicates = duplicates(scorer.candidates)
         self.best: float | None = None
-        self.kept: list[int] = []
         self.trace: list[GreedyStep] = []
-        self.model_holds_soup = False
-        self.nonfinite = nonfinite
+        self.notes: list[str] = []
+        self._refused_by: dict[int, int] = {}
+        """Candidate -> number of ingredients of the soup that refused it last."""
 
-    def step(self, position: int) -> None:
+    @property
+    def kept(self) -> list[int]:
+        """The ingredients in the order of their addition, each as often as it counts."""
+        return self.scorer.added
+
+    def run(self, order: Sequence[int]) -> None:
+        self._begin(order)
+        for number in range(self.rules.passes):
+            before = len(self.kept)
+            again = number > 0 and not self.rules.replacement
+            self._pass([position for position in order if not (again and position in self.kept)], first=number == 0)
+            if self._full() or len(self.kept) == before:
+                break
+        if not self.kept:
+            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+        untried = set(order) - {step.index for step in self.trace}
+        if untried:
+            count = f"{len(untried)} checkpoint{'s' if len(untried) > 1 else ''}"
+            self.notes.append(f"ended with max_ingredients={self.rules.limit}: {count} not tried")
+
+    def _begin(self, order: Sequence[int]) -> None:
+        """Order the samples, where that can pay: it takes passes that early rejection has to save."""
+        scorer = self.scorer
+        tries = [position for position in order if not self._is_nan(position)]
+        if not tries:
+            return
+        known = scorer.known[tries[0]] is not None
+        ordered, evaluations = _planned(scorer, len(tries), known=known, ordering=scorer.ordering_passes)
+        scorer.evaluations = scorer.done + evaluations
+        if ordered:
+            scorer.prepare(tries[0])
+
+    def _pass(self, tries: list[int], *, first: bool) -> None:
+        for place, position in enumerate(tries):
+            if self._full():
+                return
+            if first or self._may_change(position):
+                following = next((p for p in tries[place + 1 :] if self._may_change(p)), None)
+                self._step(position, following)
+
+    def _may_change(self, position: int) -> bool:
+        """Not if it scores NaN, or was refused by this very soup."""
+        return not self._is_nan(position) and self._refused_by.get(position) != len(self.kept)
+
+    def _full(self) -> bool:
+        return self.rules.limit is not None and len(self.kept) >= self.rules.limit
+
+    def _is_nan(self, position: int) -> bool:
+        single = self.scorer.known[position]
+        return single is not None and math.isnan(single)
+
+    def _step(self, position: int, following: int | None) -> None:
         """Try the candidate at ``position``: keep it or not, and record it."""
-        started = time.perf_counter()
-        candidate, single, before = self.candidates[position], self.singles[position], self.best
-        score = self._score(position, single)
-        accepted = score is not None and self.scorer.metric.accepts(score, before, strict=self.strict)
+        single, before = self.scorer.known[position], self.best
+        trial, score, accepted = self._try(position, single, following)
         if accepted:
-            self.scorer.averager.add(candidate.source)
-            self.kept.append(position)
+            self.scorer.add(position)
             self.best = score
-        elif score is not None:
-            self.model_holds_soup = False
+        else:
+            self._refused_by[position] = len(self.kept)
+        seen = trial or _UNSEEN
         self.trace.append(
             GreedyStep(
                 step=len(self.trace),
                 index=position,
-                ingredient=candidate.name,
+                ingredient=self.scorer.candidates[position].name,
                 single_score=score if single is None and before is None else single,
                 candidate_score=score,
                 best_score_before=before,
                 accepted=accepted,
                 ingredients_after=len(self.kept),
-                seconds=time.perf_counter() - started,
-                note=self._note(position, score),
+                seconds=seen.mix_seconds + seen.score_seconds,
+                samples=seen.samples,
+                of=seen.of,
+                bound=seen.bound,
+                mix_seconds=seen.mix_seconds,
+                score_seconds=seen.score_seconds,
+                note=self._note(position, trial, score),
             )
         )
 
-    def finish(self) -> None:
-        """Leave the soup in the model, also where the last candidate written was refused."""
-        if not self.kept:
-            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
-        if not self.model_holds_soup:
-            self.scorer.averager.result(out=self.scorer.model)
+    def _try(
+        self, position: int, single: float | None, following: int | None
+    ) -> tuple[Trial | None, float | None, bool]:
+        """The trial of the soup with the candidate, if there had to be one, its score, and whether it is accepted."""
+        if self._is_nan(position):
+            return None, None, False
+        if single is not None and not self.kept and not self.scorer.ordered:
+            return None, single, True
+        trial = self.scorer.with_candidate(
+            position,
+            f"step:{len(self.trace)}",
+            best=self.best,
+            strict=self.rules.strict,
+            min_delta=self.rules.min_delta,
+            following=following,
+        )
+        return trial, trial.score, trial.accepted
 
-    def _score(self, position: int, single: float | None) -> float | None:
-        """The score of the soup with the candidate there; ``None`` if it is refused for its own NaN."""
-        if single is not None and math.isnan(single):
-            return None
-        if single is not None and not self.kept:
-            return single
-        self.model_holds_soup = True
-        score = self.scorer.with_candidate(self.candidates[position])
-        self.nonfinite[position] = nonfinite_note(self.scorer.averager.nonfinite)
-        return score
-
-    def _note(self, position: int, score: float | None) -> str:
+    def _note(self, position: int, trial: Trial | None, score: float | None) -> str:
         notes = []
         if position in self.duplicates:
-            notes.append(f"same weights as {self.candidates[self.duplicates[position]].name}")
-        if score is None:
+            notes.append(f"same weights as {self.scorer.candidates[self.duplicates[position]].name}")
+        if self._is_nan(position):
             notes.append("its own score is NaN: refused")
-        elif math.isnan(score):
+        elif score is not None and math.isnan(score):
             notes.append("the soup with it scores NaN: refused")
-        if score is not None and self.nonfinite[position]:
-            notes.append(self.nonfinite[position])
+        nonfinite = self.scorer.alone[position] if trial is None else trial.nonfinite
+        if nonfinite and not self._is_nan(position):
+            notes.append(nonfinite_note(nonfinite))
         return "; ".join(notes)
 
 
-def _by_score(singles: Sequence[float], metric: Metric) -> list[int]:
-    """Positions from the best score to the worst, ties in the given order, NaN last."""
-    keys = [metric.sort_key(score) for score in singles]
-    return sorted(range(len(keys)), key=keys.__getitem__)
+def _planned(scorer: Scorer, tries: int, *, known: bool, ordering: int) -> tuple[bool, int]:
+    """Whether to put hard samples first, for as many ``tries``, and the evaluations of the first pass.
+
+    It takes ``ordering`` passes, and one if the first one's score is ``known``, but on other batches: only further
+    candidates that are refused can make up for that.
+    """
+    plain, extra = tries - known, ordering + known
+    pays = scorer.early_rejection and tries - 1 > extra
+    return pays, plain + extra if pays else plain
 
 
-def _given_scores(scores: Scores | None, candidates: list[Candidate]) -> list[float] | None:
-    if scores is None:
-        return None
-    if not isinstance(scores, Mapping):
-        values = _floats(scores)
-        if len(values) != len(candidates):
-            raise SoupError("one score per checkpoint", found=len(values), expected=len(candidates))
-        return values
-    by_name = {os.fspath(name) if isinstance(name, os.PathLike) else str(name): score for name, score in scores.items()}
-    missing = [candidate.name for candidate in candidates if candidate.name not in by_name]
-    unknown = set(by_name) - {candidate.name for candidate in candidates}
-    if missing or unknown:
-        which = f"no score for {missing[0]}" if missing else f"a score for {min(unknown)}, which is no checkpoint"
-        raise SoupError("scores must be for the checkpoints", found=which)
-    return _floats(by_name[candidate.name] for candidate in candidates)
-
-
-def _floats(scores: Iterable[float]) -> list[float]:
-    try:
-        return [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise SoupError(f"scores must be numbers: {error}") from None
-
-
-def _given_order(order: Literal["score", "given"] | Sequence[int], count: int) -> list[int] | None:
-    """Positions, or ``None`` for the order by score."""
-    if isinstance(order, str):
-        if order not in ("score", "given"):
-            raise SoupError("unknown order", found=repr(order), expected="'score', 'given' or a list of positions")
-        return None if order == "score" else list(range(count))
-    try:
-        positions = [operator.index(position) for position in order]
-    except TypeError as error:
-        raise SoupError(f"order must be a list of positions: {error}") from None
-    if sorted(positions) != list(range(count)):
-        raise SoupError(f"order must have every position from 0 to {count - 1} once", found=positions)
-    return positions
+_UNSEEN = Trial(None, accepted=False, bound=None, samples=0, of=0, mix_seconds=0.0, score_seconds=0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import time
@@ -16,6 +15,7 @@ from .._version import __version__
 from ..checkpoint import Checkpoint
 from ..errors import SoupError
 from ..evaluate import HeldOut, Metric
+from ..evaluate.forward import name_with_bound
 from ..fingerprint import StatKey, fingerprint_data, fingerprint_file
 from .candidates import Candidate
 
@@ -52,7 +52,7 @@ class RunIdentity:
             "metric": {
                 "name": self.metric.name,
                 "direction": self.metric.direction,
-                "function": _function_name(self.metric.fn),
+                "function": name_with_bound(self.metric.fn, _function_name),
             },
             "options": self.options,
             "model": _architecture(state),
@@ -92,12 +92,13 @@ def _file_content(checkpoint: Checkpoint, hashed: dict[str, Any]) -> str:
     place = os.path.abspath(checkpoint.path)
     before = [StatKey.of(file) for file in checkpoint.files]
     note = {"files": [list(key) for key in before]}
+    # A file written to just now may be written to again within one tick of its clock, and would look the same.
+    is_settled = time.time_ns() - max(max(key.mtime_ns, key.ctime_ns) for key in before) > _SETTLED_NS
     known = hashed.get(place, {})
     if known.get("files") == note["files"]:
         return str(known["content"])
     content = fingerprint_file(checkpoint)
-    # A file written to just now may be written to again within one tick of its clock, and would look the same.
-    if time.time_ns() - max(max(key.mtime_ns, key.ctime_ns) for key in before) > _SETTLED_NS:
+    if is_settled:
         hashed[place] = {**note, "content": content}
     else:
         hashed.pop(place, None)
@@ -113,14 +114,5 @@ def _architecture(state: Mapping[str, torch.Tensor]) -> str:
 
 def _function_name(function: Any) -> str:
     """A name that is the same in every process. Of what a function does, its name has to stand for the rest."""
-    if isinstance(function, functools.partial):
-        arguments = [_argument(value) for value in function.args]
-        arguments += [f"{name}={_argument(value)}" for name, value in function.keywords.items()]
-        return f"{_function_name(function.func)}({', '.join(arguments)})"
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _argument(value: Any) -> str:
-    # Of other objects, the text may have an address in it.
-    return repr(value) if isinstance(value, (str, int, float, type(None))) else type(value).__qualname__

@@ -214,7 +214,10 @@ def first_difference(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str
         if name == "checkpoints" and isinstance(old, list) and isinstance(new, list):
             return _other_checkpoints(old, new)
         if isinstance(old, dict) and isinstance(new, dict):
-            return f"{_KINDS.get(name, name)} {first_difference(old, new)}"
+            inner = first_difference(old, new)
+            if not inner:  # None, and not there at all, are the same
+                continue
+            return f"{_KINDS.get(name, name)} {inner}"
         if name in _OTHER:
             return _OTHER[name]
         return f"{name} was {_clip(_shown(old))}, it is {_clip(_shown(new))} now"

@@ -72,13 +72,13 @@ class JournalFile:
             while done < len(line):
                 done += os.pwrite(self._fd, line[done:], self._size + done)
             os.fsync(self._fd)
+            self._size += len(line)  # here: after a Ctrl-C, too, the size is that of whole lines
         except OSError as error:
             self._cut_quietly()
             raise _cannot("write", self.path, error) from error
         except BaseException:
             self._cut_quietly()
             raise
-        self._size += len(line)
 
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
@@ -184,14 +184,25 @@ def owner() -> dict[str, Any]:
 
 
 def _holder(data: bytes) -> str | None:
-    """Who opened the journal last, as far as it has got round to saying so."""
+    """Who has the journal open: who opened it last, or None where the present one has not got round to saying so."""
     for text in reversed(data.split(b"\n")[:-1]):
         who = (_object(text) or {}).get("opened")
         if who == owner():
             return "this process"
         if who:
-            return f"process {who['pid']} on {who['host']}"
+            return None if _has_ended(who) else f"process {who['pid']} on {who['host']}"
     return None
+
+
+def _has_ended(who: dict[str, Any]) -> bool:
+    try:
+        if who["host"] == owner()["host"]:
+            os.kill(who["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _cannot(do: str, path: Path, error: OSError) -> OutputError:

@@ -25,8 +25,11 @@ class GreedyStep:
 
     ``step`` counts from 0; ``index`` is the position in the list of checkpoints. ``single_score`` is the candidate's
     own score (``None`` if it was not needed), ``candidate_score`` that of the soup with it (``None`` if it was refused
-    unseen), ``best_score_before`` that of the soup without it (``None`` while there is none). ``seconds`` is the time
-    of the step, without the scoring of single models.
+    unseen or early), ``best_score_before`` that of the soup without it (``None`` while there is none). ``samples`` of
+    ``of`` held-out samples were seen; where that was enough to refuse it, ``bound`` is the best score that was still
+    possible. A pruned soup's step is ``accepted`` if its candidate was dropped; then ``candidate_score`` is that of the
+    soup without it, ``best_score_before`` that with it. ``seconds`` is the time of the step, ``mix_seconds`` and
+    ``score_seconds``, without the scoring of single models.
     """
 
     step: int
@@ -38,6 +41,11 @@ class GreedyStep:
     accepted: bool
     ingredients_after: int
     seconds: float
+    samples: int = 0
+    of: int = 0
+    bound: float | None = None
+    mix_seconds: float = 0.0
+    score_seconds: float = 0.0
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -51,9 +59,12 @@ class Soup:
 
     ``score`` is on the held-out data (``None`` if there was none), under ``metric`` with its ``direction``; ``trace``
     has every step of a greedy recipe. ``notes`` has what no error says: what folders and patterns stand for, nested
-    entries taken, what was left out of files, copies, names matched to the model's, NaN and infinities in the soup. The
-    weights are kept as the running sum, apart from the model, so they stay what
-    they are when the model goes on.
+    entries taken, what was left out of files, copies, names matched to the model's, NaN and infinities in the soup.
+    ``passes`` counts passes over the held-out set, parts as parts: ``used``, and ``saved`` against the same recipe with
+    every average scored in full. ``timing`` has the seconds of ``mix`` (reading and averaging), ``score``, and ``read``
+    (asking for the next checkpoint's bytes, which passes while one is scored).
+
+    The weights are kept as the running sum, apart from the model, so they stay what they are when the model goes on.
     """
 
     recipe: str
@@ -66,6 +77,8 @@ class Soup:
     averager: Averager = field(repr=False)
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    passes: dict[str, float] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The soup as new tensors, with the model's names, shapes and dtypes; rounded once."""
@@ -87,13 +100,15 @@ class Soup:
         return {
             "pysoup": __version__,
             "recipe": self.recipe,
-            **self.options,
+            "options": self.options,
             "metric": self.metric,
             "direction": self.direction,
             "score": finite(self.score),
             "ingredients": self.ingredients,
             "weights": self.weights,
             "notes": self.notes,
+            "passes": self.passes,
+            "timing": self.timing,
             "trace": [step.to_json() for step in self.trace],
         }
 

@@ -11,7 +11,8 @@ from ..averager import Averager
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
 from ..weights import check_weights, mix
-from .candidates import Checkpoints, Scorer, check_pool, open_candidates, soup_notes
+from .candidates import Checkpoints, check_pool, open_candidates, soup_notes
+from .scorer import Scorer
 from .soup import Soup
 
 
@@ -40,20 +41,29 @@ def uniform_soup(
     resolved = as_metric(metric)
     candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
-    averager = Averager(model, integers=integers)
-    check_pool(averager, [candidates[member] for member in law.members])
+    members = [candidates[member] for member in law.members]
+    scorer: Scorer | None = None
+    if heldout is None:
+        averager = Averager(model, integers=integers)
+        check_pool(averager, members)
+    else:
+        scorer = Scorer(model, members, as_heldout(heldout), resolved, integers=integers, progress=progress)
+        averager = scorer.averager
     for left_out in set(range(len(candidates))) - set(law.members):
         check_pool(averager, [candidates[left_out]])  # alone: what is not averaged need not agree with the others
-    for member, factor in zip(law.members, law.factors, strict=True):
-        averager.add(candidates[member].source, factor)
+    for index, factor in enumerate(law.factors):
+        if scorer is None:
+            averager.add(members[index].source, factor)
+        else:
+            scorer.add(index, factor)
     averager.total = law.divisor  # the factors' own sum may miss 1 by a rounding
     score = None
-    if heldout is None:
+    if scorer is None:
         averager.result(out=model)
     else:
-        data = as_heldout(heldout)
-        scorer = Scorer(model, averager, data, resolved, evaluations=1, progress=progress)
-        score = scorer.average("the uniform soup")
+        scorer.evaluations = 1
+        with scorer.recording(None, "uniform"):
+            score = scorer.whole("the uniform soup", "uniform").score
     shares = dict(zip(law.members, law.shares, strict=True))
     return Soup(
         recipe="uniform",
@@ -64,5 +74,7 @@ def uniform_soup(
         direction=None if score is None else resolved.direction,
         trace=[],
         averager=averager,
-        notes=[*notes, *soup_notes(averager, [candidates[member] for member in law.members])],
+        notes=[*notes, *soup_notes(averager, members)],
+        passes={} if scorer is None else {"used": scorer.passes_used, "saved": scorer.passes_saved},
+        timing={} if scorer is None else scorer.timing,
     )

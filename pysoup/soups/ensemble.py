@@ -1,0 +1,141 @@
+"""Ensembles: models whose logits are averaged, and the ensemble of all checkpoints (paper, Table 2)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..evaluate import Direction, HeldOut, Metric, MetricLike, as_heldout, as_metric
+from ..progress import StepProgress
+from .candidates import Checkpoints, check_separate, naming, open_candidates
+from .files import write_json
+from .model_logits import ModelLogits
+from .soup import GreedyStep, finite
+
+
+@dataclass
+class Ensemble:
+    """Models whose logits are averaged, in the order of their first addition, and their weights (they sum to one).
+
+    ``score`` is on the held-out data (``None`` if there was none), under ``metric`` with its ``direction``; ``trace``
+    has every step of a greedy recipe; ``notes``, ``passes`` and ``timing`` are as in :class:`Soup`. ``added`` has the
+    position among ``ingredients`` of each addition. The models are the checkpoints: it lasts as long as these do.
+    """
+
+    recipe: str
+    ingredients: list[str]
+    weights: list[float]
+    score: float | None
+    metric: str
+    direction: Direction
+    trace: list[GreedyStep]
+    added: list[int] = field(repr=False)
+    models: ModelLogits = field(repr=False)
+    scored_by: Metric = field(repr=False)
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    passes: dict[str, float] = field(default_factory=dict)
+    timing: dict[str, float] = field(default_factory=dict)
+
+    def logits(
+        self,
+        model: nn.Module,
+        heldout: HeldOut | Any,
+        *,
+        memory: int | str | None = None,
+        progress: StepProgress | None = None,
+    ) -> Tensor:
+        """The averaged logits ``[N, C]`` on any data, on the CPU, in f32 (f64 where the models give that).
+
+        Each ingredient is written into ``model`` and takes one pass. The sum is in the order of addition and multiplied
+        with one by their number, so on the data that selected the ensemble these are the logits that were scored, bit
+        for bit. Beside the sum, memory holds one model's logits; those of an ingredient that was added several times
+        are kept in ``memory`` bytes (``None``: no limit) or in a temporary file.
+        """
+        return self.models.mean(model, as_heldout(heldout), self.added, memory=memory, progress=progress)[0]
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        heldout: HeldOut | Any,
+        metric: MetricLike | None = None,
+        *,
+        memory: int | str | None = None,
+        progress: StepProgress | None = None,
+    ) -> float:
+        """The score of :meth:`logits` on any data, by the ensemble's own metric or another one."""
+        scored_by = self.scored_by if metric is None else as_metric(metric)
+        averaged = self.models.mean(model, as_heldout(heldout), self.added, memory=memory, progress=progress)
+        with naming("scoring the ensemble", "the model holds its last ingredient"):
+            accumulator = scored_by.accumulator()
+            accumulator.update(*averaged)
+            return accumulator.value()
+
+    def save_trace(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write :meth:`to_json` beside ``path`` and rename; an existing file is an :class:`OutputError` unless
+        ``overwrite``."""
+        write_json(path, self.to_json(), overwrite=overwrite)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the models, ready for JSON."""
+        return {
+            "pysoup": __version__,
+            "recipe": self.recipe,
+            "options": self.options,
+            "metric": self.metric,
+            "direction": self.direction,
+            "score": finite(self.score),
+            "ingredients": self.ingredients,
+            "weights": self.weights,
+            "notes": self.notes,
+            "passes": self.passes,
+            "timing": self.timing,
+            "trace": [step.to_json() for step in self.trace],
+        }
+
+
+def logit_ensemble(
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    heldout: HeldOut | Any | None = None,
+    metric: MetricLike = "accuracy",
+    *,
+    entry: str | None = None,
+    integers: str = "auto",
+    progress: StepProgress | None = None,
+) -> Ensemble:
+    """The ensemble of all ``checkpoints``: the average of their logits, scored on ``heldout``, if given.
+
+    Each takes one pass in ``model``, which afterwards holds the last one, its training flags as before. Memory holds
+    the sum of logits and those of one model. ``entry`` and ``integers`` are as in :func:`uniform_soup`.
+
+    Raises :class:`SoupError` (among others :class:`IncompatibleError`) naming the checkpoint; an error of the model,
+    the data or the metric is its cause.
+    """
+    resolved = as_metric(metric)
+    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    check_separate(candidates, model)
+    count = len(candidates)
+    ensemble = Ensemble(
+        recipe="ensemble",
+        ingredients=[candidate.name for candidate in candidates],
+        weights=[1 / count] * count,
+        score=None,
+        metric=resolved.name,
+        direction=resolved.direction,
+        trace=[],
+        added=list(range(count)),
+        models=ModelLogits(candidates, integers),
+        scored_by=resolved,
+        notes=notes,
+    )
+    ensemble.models.check(model)
+    if heldout is not None:
+        ensemble.score = ensemble.evaluate(model, heldout, progress=progress)
+        ensemble.passes = {"used": float(count), "saved": 0.0}
+        ensemble.timing = dict(ensemble.models.timing)
+    return ensemble

@@ -1,0 +1,241 @@
+"""The greedier soup: each step adds the checkpoint with which the soup scores best."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import SoupError
+from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..progress import StepProgress
+from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates, soup_notes
+from .given import Accept, Scores, best_first, given_scores, is_strict, least_gain, whole_number
+from .logit_cache import LogitCache
+from .logit_sum import LogitSum
+from .scorer import Scorer
+from .soup import GreedyStep, Soup
+from .steps import step_of
+from .trial import Trial
+
+
+def greedier_soup(
+    checkpoints: Checkpoints,
+    model: nn.Module,
+    heldout: HeldOut | Any,
+    metric: MetricLike = "accuracy",
+    *,
+    scores: Scores | None = None,
+    accept: Accept = ">=",
+    min_delta: float = 0.0,
+    max_ingredients: int | None = None,
+    prefilter: int | None = None,
+    memory: int | str | None = None,
+    early_rejection: bool = True,
+    run: str | os.PathLike[str] | None = None,
+    entry: str | None = None,
+    integers: str = "auto",
+    progress: StepProgress | None = None,
+) -> Soup:
+    """Make a soup of ``checkpoints`` in ``model``, of all that can be added always adding the best, by ``heldout``.
+
+    The first ingredient is the best single model. Each round tries every other candidate with the soup so far; the one
+    with which it scores best (of equal ones, the one given first) is kept if that is at least ``min_delta`` better than
+    without it (``accept=">"``: more than that), else that was the last round. It ends with ``max_ingredients`` of them.
+    About K scores a round, where :func:`greedy_soup` takes K in all. A model whose own score is NaN is never kept.
+
+    ``prefilter=m``: a round only tries the m candidates that do best in an ensemble with the ingredients so far, whose
+    logits have been cached. To first order around the common start, averaged logits are the logits of the averaged
+    weights (Menes and Risser-Maroix 2024, "RADIN", arXiv 2401.17790). ``memory`` is the budget of that cache in bytes
+    (``"2GiB"``, or an integer; ``None``: no limit); what does not fit goes to a temporary file. With ``run``, it is
+    kept there too.
+
+    ``early_rejection`` ends a score as soon as its candidate is sure not to be the one of its round; the result is the
+    same. In the trace, a round ends with its best candidate, the only one that may be ``accepted``. ``scores``,
+    ``run``, ``entry``, ``integers``, memory, what the model holds afterwards and errors are as in :func:`greedy_soup`.
+    """
+    resolved = as_metric(metric)
+    rules = _Rules(
+        is_strict(accept),
+        least_gain(min_delta),
+        None if max_ingredients is None else whole_number("max_ingredients", max_ingredients, least=1),
+        None if prefilter is None else whole_number("prefilter", prefilter, least=1),
+    )
+    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    check_separate(candidates, model)
+    known = given_scores(scores, candidates)
+    scorer = Scorer(
+        model,
+        candidates,
+        as_heldout(heldout),
+        resolved,
+        integers=integers,
+        early_rejection=early_rejection,
+        progress=progress,
+    )
+    options = {
+        "accept": accept,
+        "min_delta": rules.min_delta,
+        "max_ingredients": max_ingredients,
+        "prefilter": prefilter,
+        "early_rejection": early_rejection,
+    }
+    if prefilter is not None:
+        scorer.cache = LogitCache(len(candidates), memory)
+    with scorer.recording(run, "greedier", {**options, "scores": known}):
+        scorer.evaluations = 2 * len(candidates)
+        scorer.singles(known)
+        loop = _Loop(scorer, rules)
+        loop.run()
+        scorer.finish()
+    kept = [candidates[index] for index in scorer.added]
+    return Soup(
+        recipe="greedier",
+        ingredients=[candidate.name for candidate in kept],
+        weights=[1 / len(kept)] * len(kept),
+        score=loop.best,
+        metric=resolved.name,
+        direction=resolved.direction,
+        trace=loop.trace,
+        averager=scorer.averager,
+        options=options,
+        notes=[*notes, *scorer.notes, *soup_notes(scorer.averager, kept)],
+        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
+        timing=scorer.timing,
+    )
+
+
+@dataclass(frozen=True)
+class _Rules:
+    """What is accepted, when to end, and how many are tried."""
+
+    strict: bool
+    min_delta: float
+    limit: int | None
+    prefilter: int | None
+
+
+class _Loop:
+    """The recipe's loop: the soup so far is the scorer's running sum, ``best`` is its score."""
+
+    def __init__(self, scorer: Scorer, rules: _Rules) -> None:
+        self.scorer = scorer
+        self.rules = rules
+        self.best: float | None = None
+        self.trace: list[GreedyStep] = []
+        self._duplicates = duplicates(scorer.candidates)
+        self._logits: LogitSum | None = None
+
+    def run(self) -> None:
+        scorer = self.scorer
+        singles = [math.nan if score is None else score for score in scorer.known]
+        order = best_first(singles, scorer.metric)
+        usable = [index for index in order if not math.isnan(singles[index])]
+        if not usable:
+            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+        self._begin(usable)
+        while not self._full():
+            tries = self._tries(usable)
+            if not tries or not self._round(tries):
+                break
+        for index in order[len(usable) :]:
+            self._record(index, None, accepted=False, note="its own score is NaN: refused")
+
+    def _begin(self, usable: list[int]) -> None:
+        """The first ingredient; the samples in order, where that can pay: it takes passes that have to be saved."""
+        scorer, first = self.scorer, usable[0]
+        if scorer.cache is not None:
+            scorer.logits(usable)
+            self._logits = LogitSum(scorer.cache, scorer.metric)
+        trial, score = None, scorer.known[first]
+        if scorer.early_rejection and len(usable) - 1 > scorer.ordering_passes + 1 and self.rules.limit != 1:
+            scorer.prepare(first)
+            trial = scorer.with_candidate(first, "first")
+            score = trial.score
+        self._take(first, trial, score)
+
+    def _full(self) -> bool:
+        return self.rules.limit is not None and len(self.scorer.added) >= self.rules.limit
+
+    def _tries(self, usable: list[int]) -> list[int]:
+        """Whom to try next: the best single models first, or those that do best in an ensemble with the soup.
+
+        The sooner a good one is tried, the sooner the others are refused; the outcome does not depend on it.
+        """
+        left = [index for index in usable if index not in self.scorer.added]
+        limit = self.rules.prefilter
+        if self._logits is None or limit is None:
+            return left
+        left.sort()
+        ranks = best_first(self._logits.with_each(left), self.scorer.metric)
+        return [left[rank] for rank in ranks[:limit]]
+
+    def _round(self, tries: list[int]) -> bool:
+        """Try each with the soup so far, and keep the best one if it is accepted."""
+        scorer, number = self.scorer, len(self.scorer.added)
+        scorer.evaluations = max(scorer.evaluations, scorer.done + len(tries))
+        trials: dict[int, Trial] = {}
+        leader: int | None = None
+        for place, index in enumerate(tries):
+            # Who beats the leader is accepted too, since the leader is. A tie goes to the one given first.
+            against = self.best if leader is None else trials[leader].score
+            trials[index] = scorer.with_candidate(
+                index,
+                f"round:{number}:{index}",
+                best=against,
+                strict=self.rules.strict if leader is None else index > leader,
+                min_delta=self.rules.min_delta if leader is None else 0.0,
+                following=tries[place + 1] if place + 1 < len(tries) else None,
+            )
+            if trials[index].accepted:
+                leader = index
+        for index in tries:
+            if index != leader:
+                self._record(index, trials[index], accepted=False)
+        if leader is None:
+            return False
+        self._take(leader, trials[leader], trials[leader].score)
+        return True
+
+    def _take(self, index: int, trial: Trial | None, score: float | None) -> None:
+        before = self.best
+        self.scorer.add(index)
+        if self._logits is not None:
+            self._logits.add(index)
+        self.best = score
+        self._record(index, trial, accepted=True, before=before, score=score)
+
+    def _record(
+        self,
+        index: int,
+        trial: Trial | None,
+        *,
+        accepted: bool,
+        before: float | None = None,
+        score: float | None = None,
+        note: str = "",
+    ) -> None:
+        before = before if accepted else self.best
+        score = score if trial is None else trial.score
+        notes = [note]
+        if index in self._duplicates:
+            notes.append(f"same weights as {self.scorer.candidates[self._duplicates[index]].name}")
+        if score is not None and math.isnan(score):
+            notes.append("the soup with it scores NaN: refused")
+        notes.append(nonfinite_note(self.scorer.alone[index] if trial is None else trial.nonfinite))
+        self.trace.append(
+            step_of(
+                self.scorer,
+                len(self.trace),
+                index,
+                trial,
+                score=score,
+                before=before,
+                accepted=accepted,
+                after=len(self.scorer.added),
+                notes=notes,
+            )
+        )

@@ -1,0 +1,55 @@
+"""Scores recorded beside checkpoints by their training, where they are of these weights and this held-out set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..checkpoint import Checkpoint
+from ..errors import SoupError
+from ..evaluate import HeldOut, Metric
+from ..fingerprint import fingerprint_file
+from ..record import Record, read_record
+from .candidates import Candidate
+
+
+def recorded_scores(
+    candidates: Sequence[Candidate], heldout: HeldOut, metric: Metric
+) -> tuple[list[float | None], list[str]]:
+    """The recorded score of each candidate, ``None`` where there is none to be trusted, and what should be known.
+
+    A record counts if it is of the same metric, and the fingerprints of the held-out set and of the checkpoint's bytes
+    are those of now.
+    """
+    found = [_record(candidate, metric) for candidate in candidates]
+    data = _fingerprint(heldout) if any(found) else None
+    scores = [None if known is None else _trusted(*known, data) for known in found]
+    count = sum(score is not None for score in scores)
+    if not count:
+        return scores, []
+    which = "every checkpoint" if count == len(scores) else f"{count} of {len(scores)} checkpoints"
+    return scores, [f"the score of {which} alone is the one recorded beside it: same weights, same held-out data"]
+
+
+def _record(candidate: Candidate, metric: Metric) -> tuple[Checkpoint, Record] | None:
+    """The candidate's file and what is recorded beside it, if that is of this metric."""
+    source = candidate.source
+    # A nested file's weights are one of several; of a function, the name says too little.
+    if not isinstance(source, Checkpoint) or source.entry_name or metric.make is None:
+        return None
+    record = read_record(source.path)
+    if record is None or (record.metric, record.direction) != (metric.name, metric.direction):
+        return None
+    return source, record
+
+
+def _trusted(file: Checkpoint, record: Record, data: str | None) -> float | None:
+    """The recorded score, if the fingerprints are those of now. The one of the file last: all of it is read."""
+    agrees = data is not None and record.heldout == data and record.weights == fingerprint_file(file)
+    return record.score if agrees else None
+
+
+def _fingerprint(heldout: HeldOut) -> str | None:
+    try:
+        return heldout.fingerprint
+    except SoupError:  # of data that has none
+        return None
