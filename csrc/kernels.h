@@ -55,9 +55,64 @@ struct WeightedSumArgs {
   bool stream;  // write past the caches: for large destinations that are not read again soon
 };
 
+// Rows of logits, each with the number of its right class: how many classes are ahead of that one, and how likely it
+// is.
+//
+// The value of a logit x is x, widened exactly; with a base b it is  scale * fma(weight, x, b),  two roundings, in f32,
+// or in f64 where x or b is f64; weight and scale are rounded to that type. Of a row's values v[0..classes), t =
+// v[label]:
+//   rank = number of i with v[i] > t, or v[i] == t and i < label. The label is in the top k iff rank < k.
+//   prediction = the lowest i with v[i] = max v.  second = the largest of the other values, -inf if there are none.
+//   margin = t - (rank == 0 ? second : max v), never -0.
+//   rest = exp(second - max v) * sum over i != prediction of exp(v[i] - second): what the others weigh, the prediction
+//   weighing 1.  confidence = 1 / (1 + rest).  nll = (max v - t) + log1p(rest).
+// Relative to `second` the sum loses nothing that is small beside the prediction: nll has a relative error below 1e-6,
+// however small it is.
+//
+// The same bits on every ISA. Blocks of 4096 classes have a second and a sum of their own: exp(v[i] - second) is the
+// polynomial in exp_log.h, at least 4e-38 (in f64 1e-304), which is nothing beside the largest, 1; each strip of 64 is
+// added as (e[j] + e[j + 32]) + (e[j + 16] + e[j + 48]) for j < 16, in the type of the values; the strips in f64, in
+// order, for each j; these 16 as a tree. Blocks are joined in order, and all that follows is f64.
+//
+// A row with a NaN has rank -1, prediction -1 and NaN for the rest. With an infinite maximum confidence and nll are
+// NaN, as inf - inf is. A row whose label is ignored has rank -2, prediction -1 and NaN for the rest, and is not read.
+// Caller must: have checked the labels; have set the default floating-point environment, as above.
+struct LogitArgs {
+  // Candidate m, row n, class c at logits[m * candidate_stride + n * row_stride + c]; base, if not null, has one
+  // candidate. Strides are in elements; any alignment.
+  const void* logits;
+  const void* base;
+  size_t candidate_stride;
+  size_t row_stride;
+  size_t base_row_stride;
+  uint8_t dtype;  // f64, f32, f16, bf16
+  uint8_t base_dtype;
+  double weight;
+  double scale;
+  size_t candidates;
+  size_t rows;
+  size_t classes;
+  const int64_t* labels;  // one a row
+  bool ignoring;
+  int64_t ignore_label;
+  // Outputs, [candidates, rows] each; all but rank may be null, and what is null is not computed.
+  int64_t* rank;
+  int64_t* prediction;
+  double* margin;
+  double* confidence;
+  double* nll;
+};
+
+// Which part of the rows and candidates a call does.
+struct LogitRange {
+  size_t first_candidate, end_candidate;
+  size_t first_row, end_row;
+};
+
 struct KernelTable {
   const char* name;
   bool (*weighted_sum)(const WeightedSumArgs&);
+  void (*score_rows)(const LogitArgs&, const LogitRange&);  // in f64 arithmetic: the generic table's only
 };
 
 }  // namespace soup

@@ -114,6 +114,9 @@ SOUP_HD uint8_t f64_to_f8e4m3(double x) {  // saturates: the type has no infinit
   return static_cast<uint8_t>(sign | encode_rounded(r, 3, 7, 0x1p-6, 0x1p9));
 }
 
+SOUP_HD float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+SOUP_HD double fused_multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
 SOUP_HD float f64_to_f32(double x) { return x != x ? bit_cast<float>(kNanF32) : static_cast<float>(x); }
 SOUP_HD double canonical_f64(double x) { return x != x ? bit_cast<double>(kNanF64) : x; }
 

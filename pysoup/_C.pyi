@@ -47,6 +47,24 @@ def strided_copy(
     shape: Sequence[int],
     itemsize: int,
 ) -> None: ...
+def score_logits(
+    isa: str,
+    threads: int,
+    logits: int,
+    dtype: int,
+    shape: Sequence[int],
+    strides: Sequence[int],
+    base: int,
+    base_dtype: int,
+    base_stride: int,
+    weight: float,
+    scale: float,
+    labels: int,
+    ignore: int | None,
+    k: Sequence[int],
+    outputs: Sequence[int],
+    totals: Sequence[int],
+) -> None: ...
 def available_isas() -> list[str]: ...
 def check_isa(isa: str) -> str: ...
 def probe_streams(sources: Sequence[int], dst: int, nbytes: int, threads: int) -> float: ...

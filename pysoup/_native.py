@@ -114,6 +114,15 @@ def run(
         raise BackendError(str(error.args[0])) from None
 
 
+def score_logits(*, threads: int, **arguments: Any) -> None:
+    """Scores rows of logits on the active ISA; :class:`BackendError` for what the native module refuses."""
+    native = load()
+    try:
+        native.score_logits(isa=active_isa(), threads=threads, **arguments)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
 def capabilities() -> dict[str, Any]:
     """What the build and this machine offer; the source of ``pysoup doctor``."""
     native = load()

@@ -122,7 +122,7 @@ class _Request:
         threads: int | None,
         first_sample: int,
     ) -> None:
-        ks = [k] if isinstance(k, int) else list(k)
+        ks = list(k) if isinstance(k, Collection) else [k]
         for one in ks:
             if isinstance(one, bool) or not isinstance(one, int) or one < 1:
                 raise SoupError("k must be a positive integer", found=repr(one))

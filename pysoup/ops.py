@@ -7,7 +7,7 @@ addresses. Tensors on devices without kernels go to :mod:`pysoup.reference`, the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter, eq
 from typing import Any
 
@@ -28,6 +28,8 @@ SUPPORTED = frozenset(_DTYPES)
 _PLAIN = {Tensor, torch.nn.Parameter, torch.nn.Buffer} if hasattr(torch.nn, "Buffer") else {Tensor, torch.nn.Parameter}
 # Fresh outputs of this size are put on huge pages before their first touch: page faults can cost as much as the sum.
 _HUGE_PAGE_ELEMENTS = 32 << 10
+# Native code does less than this on the calling thread alone: how many there might be need not be found out.
+_INLINE_BYTES = 1 << 20
 _warned_devices: set[str] = set()
 
 
@@ -47,11 +49,13 @@ def torch_dtype(dtype: DType) -> torch.dtype:
         raise IncompatibleError(f"torch {torch.__version__} has no dtype for {dtype}") from None
 
 
-def refuse_special(tensor: object, name: str, where: str | None = None) -> None:
+def refuse_special(
+    tensor: object, name: str, where: str | None = None, *, what: str = "cannot average this kind of tensor"
+) -> None:
     """Raises :class:`IncompatibleError`, naming the kind, for tensors whose memory is not plainly their values."""
     kind = _special_kind(tensor)
     if kind is not None:
-        raise IncompatibleError("cannot average this kind of tensor", file=where, tensor=name, found=kind)
+        raise IncompatibleError(what, file=where, tensor=name, found=kind)
 
 
 def _special_kind(tensor: object) -> str | None:
@@ -251,6 +255,74 @@ def refuse_overlap(plan: Any, names: Sequence[str]) -> None:
     )
 
 
+LOGIT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The dtypes that :func:`score_rows` takes."""
+
+
+def score_rows(
+    base: Tensor | None,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    scale: float,
+    ignore_label: int | None,
+    k: Sequence[int],
+    wanted: Collection[str],
+    threads: int | None,
+) -> dict[str, Tensor]:
+    """The scores of logits ``[M, N, C]``, or of ``scale * (base + weight * logits)``; all on one device.
+
+    Caller must have checked dtypes, shapes and labels (int64 ``[N]``). ``wanted``: some of ``"prediction"``,
+    ``"margin"``, ``"confidence"`` and ``"nll"``. Returns these, ``"rank"`` (all ``[M, N]``), ``"top"`` ``[len(k), M]``,
+    ``"nan_rows"`` and ``"total"``, the sum of ``"nll"`` where that is wanted (``[M]``); ``csrc/kernels.h`` says what
+    they mean. Devices without kernels take the same steps in plain torch, and are not waited for.
+    """
+    if not logits.is_cpu:
+        from .reference import score_rows as reference_rows
+
+        return reference_rows(
+            base, logits, labels, weight=weight, scale=scale, ignore_label=ignore_label, k=k, wanted=wanted
+        )
+    candidates, rows, _ = logits.shape
+    logits, labels = _in_rows(logits), labels.contiguous()
+    base = base if base is None else _in_rows(base)
+    per_row = {"rank": torch.int64, "prediction": torch.int64}
+    per_row |= dict.fromkeys(("margin", "confidence", "nll"), torch.float64)
+    result = {n: torch.empty(candidates, rows, dtype=d) for n, d in per_row.items() if n == "rank" or n in wanted}
+    totals = {
+        "top": torch.empty(len(k), candidates, dtype=torch.int64),
+        "nan_rows": torch.empty(candidates, dtype=torch.int64),
+        "total": torch.zeros(candidates, dtype=torch.float64),
+    }
+    if threads is None and logits.numel() * logits.element_size() < _INLINE_BYTES:
+        threads = 1
+    _native.score_logits(
+        threads=_native.threads_or_default(threads),
+        logits=logits.data_ptr(),
+        dtype=_DTYPES[logits.dtype].native,
+        shape=logits.shape,
+        strides=logits.stride()[:2],
+        base=0 if base is None else base.data_ptr(),
+        base_dtype=0 if base is None else _DTYPES[base.dtype].native,
+        base_stride=0 if base is None else base.stride(0),
+        weight=weight,
+        scale=scale,
+        labels=labels.data_ptr(),
+        ignore=ignore_label,
+        k=k,
+        outputs=[result[name].data_ptr() if name in result else 0 for name in per_row],
+        totals=addresses(list(totals.values())),
+    )
+    return result | totals
+
+
+def _in_rows(logits: Tensor) -> Tensor:
+    """The tensor itself where the classes of a row follow one another in memory, else a copy for which it holds."""
+    logits = logits.detach().resolve_neg()
+    return logits if logits.stride(-1) == 1 or logits.shape[-1] == 1 else logits.contiguous()
+
+
 def write(target: Tensor, value: Tensor) -> None:
     """``target.copy_(value)``, for leaves that require gradients and inference tensors too."""
     with torch.inference_mode(target.is_inference()), torch.no_grad():
@@ -298,6 +370,7 @@ def _reference_sum(
 
 
 __all__ = [
+    "LOGIT_DTYPES",
     "SUPPORTED",
     "addresses",
     "all_fresh_like",
@@ -312,6 +385,7 @@ __all__ = [
     "plain_dtypes",
     "refuse_overlap",
     "refuse_special",
+    "score_rows",
     "sum_columns",
     "torch_dtype",
     "weighted_sum",

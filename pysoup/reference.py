@@ -4,7 +4,7 @@ without kernels. Same bits as the native code for every input (f8 outputs are ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -129,3 +129,90 @@ def _round_magnitude(x: Tensor, mantissa: int, min_exponent: int) -> Tensor:
 def _power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent in f64, exact, for exponents of normal numbers (``torch.ldexp`` goes through f32)."""
     return ((exponent + 1023) << 52).view(torch.float64)
+
+
+def ensemble_logits(base: Tensor, candidate: Tensor, weight: float, scale: float) -> Tensor:
+    """``scale * fma(weight, candidate, base)`` in f32, or f64 where an input is f64; the factors are rounded to it."""
+    wide = torch.float64 if torch.float64 in (base.dtype, candidate.dtype) else torch.float32
+    factors: list[float] = torch.tensor([weight, scale], dtype=torch.float64).to(wide).tolist()
+    values: Tensor = _fma(factors[0], candidate.to(wide), base.to(wide)) * factors[1]
+    return values
+
+
+def score_rows(
+    base: Tensor | None,
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    weight: float,
+    scale: float,
+    ignore_label: int | None,
+    k: Sequence[int],
+    wanted: Collection[str],
+) -> dict[str, Tensor]:
+    """:func:`pysoup.ops.score_rows` in plain torch, on any device and without waiting for it.
+
+    Labels out of range count as the nearest class: indexing with them would abort a CUDA context.
+    """
+    counted = torch.ones_like(labels, dtype=torch.bool) if ignore_label is None else labels != ignore_label
+    labels = labels.clamp(0, logits.shape[2] - 1)
+    likelihood = not {"confidence", "nll"}.isdisjoint(wanted)
+    parts = []
+    for m, begin, end in _parts(logits):
+        values = logits[m, begin:end].detach()
+        if base is not None:
+            values = ensemble_logits(base[begin:end].detach(), values, weight, scale)
+        parts.append(_row_scores(values, labels[begin:end], likelihood))
+    result = {name: torch.cat([part[name] for part in parts]).view(logits.shape[:2]) for name in parts[0]}
+    for name, values in result.items():
+        result[name] = values.where(counted, {"rank": -2, "prediction": -1}.get(name, torch.nan))
+    rank = result["rank"]
+    totals = {
+        "top": torch.stack([((rank >= 0) & (rank < limit)).sum(1) for limit in k])
+        if k
+        else rank.new_empty(0, len(rank)),
+        "nan_rows": (rank == -1).sum(1),
+    }
+    if "nll" in wanted:
+        totals["total"] = result["nll"].where(counted, 0.0).sum(1)
+    return {name: values for name, values in result.items() if name == "rank" or name in wanted} | totals
+
+
+def _parts(logits: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Candidate, first row and end of what is taken at once: intermediate results are several times as large."""
+    candidates, rows, classes = logits.shape
+    step = max(1, (4 << 20) // classes)
+    for m in range(candidates):
+        for begin in range(0, max(rows, 1), step):
+            yield m, begin, min(begin + step, rows)
+
+
+def _row_scores(logits: Tensor, labels: Tensor, likelihood: bool) -> dict[str, Tensor]:
+    """The contract of ``csrc/kernels.h`` step by step, for rows ``[N, C]``.
+
+    The likelihood is relative to the second largest logit: where the largest is far above it, a sum relative to the
+    largest would lose the rest.
+    """
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    own = labels[:, None]
+    target = logits.gather(1, own)
+    ahead = (logits > target) | ((logits == target) & (classes < own))
+    nan = logits.isnan().any(1)
+    found = {"rank": torch.where(nan, -1, ahead.sum(1)), "prediction": torch.where(nan, -1, logits.argmax(1))}
+    # Some devices have no f64.
+    wide = logits if logits.device.type == "mps" else logits.double()
+    target = wide.gather(1, own).squeeze(1)
+    best = wide.max(1).values
+    others = wide.masked_fill(classes == found["prediction"][:, None], -torch.inf)
+    second = others.max(1).values
+    margin = target - torch.where(found["rank"] == 0, second, best) + 0.0  # -0.0 becomes 0.0
+    found["margin"] = margin.masked_fill(nan, torch.nan)
+    if likelihood:
+        relative = torch.exp(others - second.masked_fill(torch.isneginf(second), 0.0)[:, None]).sum(1)
+        # How much the others weigh, the largest weighing 1.
+        rest = (torch.exp(second - best) * relative).masked_fill(nan | torch.isinf(best), torch.nan)
+        found["confidence"] = 1.0 / (1.0 + rest)
+        found["nll"] = (best - target) + torch.log1p(rest)
+    return found

@@ -1,4 +1,4 @@
-"""The NEON kernels without an Arm machine: cross-compiled, run by an emulator, compared with the generic ones."""
+"""The NEON kernels without an Arm machine: cross-compiled and run by an emulator."""
 
 from __future__ import annotations
 
@@ -13,27 +13,46 @@ ROOT = Path(__file__).parents[1]
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-ffp-contract=off"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-fno-math-errno"]  # as in CMakeLists.txt
+KERNELS = {"csrc/cpu/kernels_neon.cpp": KERNEL_FLAGS, "csrc/cpu/kernels_generic.cpp": KERNEL_FLAGS}
 
 
-@pytest.mark.skipif(COMPILER is None or EMULATOR is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64")
-def test_neon_kernels_equal_the_generic_ones_on_random_bits(tmp_path: Path) -> None:
-    sources = {
-        "csrc/cpu/kernels_neon.cpp": KERNEL_FLAGS,
-        "csrc/cpu/kernels_generic.cpp": KERNEL_FLAGS,
-        "tests/native/compare_isas.cpp": [],
-    }
+needs_arm = pytest.mark.skipif(
+    COMPILER is None or EMULATOR is None, reason="needs aarch64-linux-gnu-g++ and qemu-aarch64"
+)
 
-    def build(source: str) -> str:
-        target = tmp_path / (Path(source).stem + ".o")
+
+def build(sources: dict[str, list[str]], folder: Path) -> list[str]:
+    """A program of these sources, each with flags of its own; returns the command that runs it."""
+
+    def compile_one(source: str) -> str:
+        target = folder / (Path(source).stem + ".o")
         command = [str(COMPILER), *FLAGS, *sources[source], "-c", str(ROOT / source), "-o", str(target)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return str(target)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(build, sources))
-    program = str(tmp_path / "compare")
+        objects = list(pool.map(compile_one, sources))
+    program = str(folder / "program")
     subprocess.run([str(COMPILER), "-static", *objects, "-o", program], check=True)
-    done = subprocess.run([str(EMULATOR), program], capture_output=True, text=True, timeout=60)
+    return [str(EMULATOR), program]
+
+
+@needs_arm
+def test_neon_kernels_equal_the_generic_ones_on_random_bits(tmp_path: Path) -> None:
+    command = build({**KERNELS, "tests/native/compare_isas.cpp": []}, tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("cases agree\n")
+
+
+@needs_arm
+def test_neon_kernels_score_logits_to_the_same_bits(tmp_path: Path) -> None:
+    """The C++ tests of scores: against plain arithmetic, the generic kernels and what other machines have found."""
+    isas = ["-DSOUP_HAVE_NEON", "-DSOUP_HAVE_GENERIC"]
+    rest = {f: [] for f in ("csrc/cpu/logits.cpp", "tests/native/test_logits.cpp", "tests/native/main.cpp")}
+    command = build({**KERNELS, "csrc/cpu/dispatch.cpp": isas, **rest}, tmp_path)
+    names = ["logits_score_as_the_contract_says", "same_bits"]
+    done = subprocess.run([*command, *names], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("2 tests, 0 failed checks\n")

@@ -20,7 +20,7 @@ bool has_f16c() {
 #endif
 
 // Best first. __builtin_cpu_supports asks the operating system's part (saved registers) as well as the processor's.
-std::vector<const KernelTable*> runnable_tables() {
+std::vector<const KernelTable*> find_runnable_tables() {
   std::vector<const KernelTable*> tables;
 #if defined(SOUP_HAVE_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
@@ -41,6 +41,12 @@ std::vector<const KernelTable*> runnable_tables() {
   return tables;
 }
 
+// Found once: in a virtual machine cpuid is a call of the hypervisor, which takes as long as many a kernel.
+const std::vector<const KernelTable*>& runnable_tables() {
+  static const std::vector<const KernelTable*> tables = find_runnable_tables();
+  return tables;
+}
+
 }  // namespace
 
 std::vector<std::string> available_isas() {
@@ -50,7 +56,7 @@ std::vector<std::string> available_isas() {
 }
 
 const KernelTable& kernels_for(const std::string& isa) {
-  std::vector<const KernelTable*> tables = runnable_tables();
+  const std::vector<const KernelTable*>& tables = runnable_tables();
   if (isa == "auto") return *tables.front();
   std::string names;
   for (const KernelTable* table : tables) {

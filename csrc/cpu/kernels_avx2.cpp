@@ -15,10 +15,12 @@ namespace {
 
 #include "vec_avx2.h"
 #include "kernels_impl.h"
+#include "exp_log.h"
+#include "logits_impl.h"
 // clang-format on
 
 }  // namespace
 
-const KernelTable kAvx2Kernels = {"avx2", weighted_sum};
+const KernelTable kAvx2Kernels = {"avx2", weighted_sum, score_rows<LanesF32, LanesF64>};
 
 }  // namespace soup

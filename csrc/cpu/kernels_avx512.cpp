@@ -15,10 +15,12 @@ namespace {
 
 #include "vec_avx512.h"
 #include "kernels_impl.h"
+#include "exp_log.h"
+#include "logits_impl.h"
 // clang-format on
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", weighted_sum};
+const KernelTable kAvx512Kernels = {"avx512", weighted_sum, score_rows<LanesF32, LanesF64>};
 
 }  // namespace soup

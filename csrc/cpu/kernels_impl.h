@@ -108,9 +108,6 @@ static void accumulate_any(uint8_t type, typename L::Scalar* acc, const char* co
   }
 }
 
-static inline float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-static inline double fused_multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
-
 // The least magnitude that is no finite number in dst any more: half a unit above the largest one, as a tie goes to the
 // even neighbour, which is infinity. Infinity for the accumulator's own type, and for e4m3, which saturates.
 template <class T>

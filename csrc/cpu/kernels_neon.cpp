@@ -13,10 +13,12 @@ namespace {
 #include "element.h"
 #include "vec_neon.h"
 #include "kernels_impl.h"
+#include "exp_log.h"
+#include "logits_impl.h"
 // clang-format on
 
 }  // namespace
 
-const KernelTable kNeonKernels = {"neon", weighted_sum};
+const KernelTable kNeonKernels = {"neon", weighted_sum, score_rows<LanesF32, LanesF64>};
 
 }  // namespace soup

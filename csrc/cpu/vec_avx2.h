@@ -13,9 +13,36 @@ struct LanesF32 {
   static V mul(V a, V b) { return _mm256_mul_ps(a, b); }
   static V div(V a, V b) { return _mm256_div_ps(a, b); }
   static V fma(V w, V x, V acc) { return _mm256_fmadd_ps(w, x, acc); }
+  static V fma_each(V a, V b, V c) { return fma(a, b, c); }
+  static V add(V a, V b) { return _mm256_add_ps(a, b); }
+  static V sub(V a, V b) { return _mm256_sub_ps(a, b); }
+  static V min(V a, V b) { return _mm256_min_ps(a, b); }
+  static V max(V a, V b) { return _mm256_max_ps(a, b); }
   static bool all_below(V a, V limit) {
     __m256 magnitude = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
     return _mm256_movemask_ps(_mm256_cmp_ps(magnitude, limit, _CMP_NLT_UQ)) == 0;
+  }
+
+  // Counts per lane, of 32 bits.
+  using Count = __m256i;
+  static Count no_count() { return _mm256_setzero_si256(); }
+  template <bool kOrEqual>
+  static Count count_above(Count c, V x, V limit) {
+    return _mm256_sub_epi32(c, _mm256_castps_si256(_mm256_cmp_ps(x, limit, kOrEqual ? _CMP_GE_OQ : _CMP_GT_OQ)));
+  }
+  static uint32_t total(Count c) {
+    __m128i half = _mm_add_epi32(_mm256_castsi256_si128(c), _mm256_extracti128_si256(c, 1));
+    half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4E));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xB1))));
+  }
+  using Flag = __m256;
+  static Flag no_flag() { return _mm256_setzero_ps(); }
+  static Flag flag_nan(Flag f, V a, V b) { return _mm256_or_ps(f, _mm256_cmp_ps(a, b, _CMP_UNORD_Q)); }
+  static bool flagged(Flag f) { return _mm256_movemask_ps(f) != 0; }
+  static bool any_equal(V a, V b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ)) != 0; }
+  // p * 2^n, where t is n plus 1.5 * 2^23; p and the result must be normal numbers.
+  static V scaled(V p, V t) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
   }
 
   template <uint8_t kType>
@@ -51,6 +78,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   static V div(V a, V b) { return _mm256_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm256_fmadd_pd(w, x, acc); }
+  static V add(V a, V b) { return _mm256_add_pd(a, b); }
   static bool all_below(V a, V limit) {
     __m256d magnitude = _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);
     return _mm256_movemask_pd(_mm256_cmp_pd(magnitude, limit, _CMP_NLT_UQ)) == 0;

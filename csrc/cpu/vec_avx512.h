@@ -13,7 +13,31 @@ struct LanesF32 {
   static V mul(V a, V b) { return _mm512_mul_ps(a, b); }
   static V div(V a, V b) { return _mm512_div_ps(a, b); }
   static V fma(V w, V x, V acc) { return _mm512_fmadd_ps(w, x, acc); }
+  static V fma_each(V a, V b, V c) { return fma(a, b, c); }
+  static V add(V a, V b) { return _mm512_add_ps(a, b); }
+  static V sub(V a, V b) { return _mm512_sub_ps(a, b); }
+  static V min(V a, V b) { return _mm512_min_ps(a, b); }
+  static V max(V a, V b) { return _mm512_max_ps(a, b); }
   static bool all_below(V a, V limit) { return _mm512_cmp_ps_mask(_mm512_abs_ps(a), limit, _CMP_NLT_UQ) == 0; }
+
+  // Counts per lane, of 32 bits.
+  using Count = __m512i;
+  static Count no_count() { return _mm512_setzero_si512(); }
+  template <bool kOrEqual>
+  static Count count_above(Count c, V x, V limit) {
+    return _mm512_mask_add_epi32(c, _mm512_cmp_ps_mask(x, limit, kOrEqual ? _CMP_GE_OQ : _CMP_GT_OQ), c,
+                                 _mm512_set1_epi32(1));
+  }
+  static uint32_t total(Count c) { return static_cast<uint32_t>(_mm512_reduce_add_epi32(c)); }
+  using Flag = __mmask16;
+  static Flag no_flag() { return 0; }
+  static Flag flag_nan(Flag f, V a, V b) { return static_cast<Flag>(f | _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q)); }
+  static bool flagged(Flag f) { return f != 0; }
+  static bool any_equal(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
+  // p * 2^n, where t is n plus 1.5 * 2^23; p and the result must be normal numbers.
+  static V scaled(V p, V t) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+  }
 
   template <uint8_t kType>
   static V load_as(const char* p) {
@@ -54,6 +78,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   static V div(V a, V b) { return _mm512_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm512_fmadd_pd(w, x, acc); }
+  static V add(V a, V b) { return _mm512_add_pd(a, b); }
   static bool all_below(V a, V limit) { return _mm512_cmp_pd_mask(_mm512_abs_pd(a), limit, _CMP_NLT_UQ) == 0; }
 
   template <uint8_t kType>

@@ -4,9 +4,21 @@
 #pragma once
 
 template <class T>
+struct UnsignedOf;
+template <>
+struct UnsignedOf<float> {
+  using Type = uint32_t;
+};
+template <>
+struct UnsignedOf<double> {
+  using Type = uint64_t;
+};
+
+template <class T>
 struct GenericLanes {
   using Scalar = T;
   static constexpr size_t kWidth = 8;
+  static constexpr int kFraction = sizeof(T) == 4 ? 23 : 52;
   struct V {
     T v[kWidth];
   };
@@ -30,19 +42,75 @@ struct GenericLanes {
     for (size_t i = 0; i < kWidth; ++i) a.v[i] /= b.v[i];
     return a;
   }
-  // A weight of 1 is a plain sum, where fma and addition agree; without it a software fma would cost every element.
+  static V fma_each(V a, V b, V c) {
+    for (size_t i = 0; i < kWidth; ++i) c.v[i] = fused_multiply_add(a.v[i], b.v[i], c.v[i]);
+    return c;
+  }
+  // The same for a weight that is one in all lanes. With 1 it is a plain sum, where fma and addition agree; without that
+  // a software fma would cost every element.
   static V fma(V w, V x, V acc) {
     if (w.v[0] == T(1)) {
       for (size_t i = 0; i < kWidth; ++i) acc.v[i] += x.v[i];
-    } else {
-      for (size_t i = 0; i < kWidth; ++i) acc.v[i] = fused(w.v[i], x.v[i], acc.v[i]);
+      return acc;
     }
-    return acc;
+    return fma_each(w, x, acc);
+  }
+  static V add(V a, V b) {
+    for (size_t i = 0; i < kWidth; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static V sub(V a, V b) {
+    for (size_t i = 0; i < kWidth; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static V min(V a, V b) {
+    for (size_t i = 0; i < kWidth; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
+    return a;
+  }
+  static V max(V a, V b) {
+    for (size_t i = 0; i < kWidth; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
+    return a;
   }
   static bool all_below(V a, V limit) {
     int below = 1;  // without branches, for the compiler's vectoriser
     for (size_t i = 0; i < kWidth; ++i) below &= (a.v[i] < limit.v[i]) & (a.v[i] > -limit.v[i]);
     return below != 0;
+  }
+
+  // Counts per lane, of 32 bits.
+  struct Count {
+    uint32_t v[kWidth];
+  };
+  static Count no_count() { return {}; }
+  template <bool kOrEqual>
+  static Count count_above(Count c, V x, V limit) {
+    for (size_t i = 0; i < kWidth; ++i) c.v[i] += kOrEqual ? x.v[i] >= limit.v[i] : x.v[i] > limit.v[i];
+    return c;
+  }
+  static uint32_t total(Count c) {
+    uint32_t sum = 0;
+    for (size_t i = 0; i < kWidth; ++i) sum += c.v[i];
+    return sum;
+  }
+  using Flag = int;
+  static Flag no_flag() { return 0; }
+  static Flag flag_nan(Flag f, V a, V b) {
+    for (size_t i = 0; i < kWidth; ++i) f |= (a.v[i] != a.v[i]) | (b.v[i] != b.v[i]);
+    return f;
+  }
+  static bool flagged(Flag f) { return f != 0; }
+  static bool any_equal(V a, V b) {
+    int equal = 0;
+    for (size_t i = 0; i < kWidth; ++i) equal |= a.v[i] == b.v[i];
+    return equal != 0;
+  }
+  // p * 2^n, where t is n plus 1.5 * 2^23 (f64: 2^52); p and the result must be normal numbers.
+  static V scaled(V p, V t) {
+    using Bits = typename UnsignedOf<T>::Type;
+    for (size_t i = 0; i < kWidth; ++i) {
+      p.v[i] = bit_cast<T>(static_cast<Bits>(bit_cast<Bits>(p.v[i]) + (bit_cast<Bits>(t.v[i]) << kFraction)));
+    }
+    return p;
   }
 
   template <uint8_t kType>
@@ -61,10 +129,6 @@ struct GenericLanes {
       if constexpr (kType == kBF16) put(p, i, f64_to_bf16(x));
     }
   }
-
- private:
-  static float fused(float w, float x, float acc) { return __builtin_fmaf(w, x, acc); }
-  static double fused(double w, double x, double acc) { return __builtin_fma(w, x, acc); }
 };
 
 using LanesF32 = GenericLanes<float>;

@@ -33,7 +33,30 @@ struct LanesF32 {
   static V mul(V a, V b) { return vmulq_f32(a, b); }
   static V div(V a, V b) { return vdivq_f32(a, b); }
   static V fma(V w, V x, V acc) { return vfmaq_f32(acc, w, x); }
+  static V fma_each(V a, V b, V c) { return fma(a, b, c); }
+  static V add(V a, V b) { return vaddq_f32(a, b); }
+  static V sub(V a, V b) { return vsubq_f32(a, b); }
+  static V min(V a, V b) { return vminq_f32(a, b); }
+  static V max(V a, V b) { return vmaxq_f32(a, b); }
   static bool all_below(V a, V limit) { return vminvq_u32(vcltq_f32(vabsq_f32(a), limit)) != 0; }
+
+  // Counts per lane, of 32 bits.
+  using Count = uint32x4_t;
+  static Count no_count() { return vdupq_n_u32(0); }
+  template <bool kOrEqual>
+  static Count count_above(Count c, V x, V limit) {
+    return vsubq_u32(c, kOrEqual ? vcgeq_f32(x, limit) : vcgtq_f32(x, limit));
+  }
+  static uint32_t total(Count c) { return vaddvq_u32(c); }
+  using Flag = uint32x4_t;  // all ones where every lane was a number
+  static Flag no_flag() { return vdupq_n_u32(~0u); }
+  static Flag flag_nan(Flag f, V a, V b) { return vandq_u32(f, vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b))); }
+  static bool flagged(Flag f) { return vminvq_u32(f) == 0; }
+  static bool any_equal(V a, V b) { return vmaxvq_u32(vceqq_f32(a, b)) != 0; }
+  // p * 2^n, where t is n plus 1.5 * 2^23; p and the result must be normal numbers.
+  static V scaled(V p, V t) {
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p), vshlq_n_u32(vreinterpretq_u32_f32(t), 23)));
+  }
 
   template <uint8_t kType>
   static V load_as(const char* p) {
@@ -64,6 +87,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return vmulq_f64(a, b); }
   static V div(V a, V b) { return vdivq_f64(a, b); }
   static V fma(V w, V x, V acc) { return vfmaq_f64(acc, w, x); }
+  static V add(V a, V b) { return vaddq_f64(a, b); }
   static bool all_below(V a, V limit) {
     uint64x2_t below = vcltq_f64(vabsq_f64(a), limit);
     return (vgetq_lane_u64(below, 0) & vgetq_lane_u64(below, 1)) != 0;

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: MIT
+#include "logits.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <system_error>
+#include <thread>
+
+#include "../float_environment.h"
+#include "tables.h"
+
+namespace soup {
+namespace {
+
+// As in io/run.cpp: below this, starting a thread costs more than it saves.
+constexpr std::uint64_t kInlineBytes = 1u << 20;
+// Bytes a thread takes at a time.
+constexpr std::uint64_t kChunkBytes = 512u << 10;
+constexpr auto kTickInterval = std::chrono::milliseconds(50);
+
+std::uint64_t ceil_divide(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
+
+class Work {
+ public:
+  Work(const LogitArgs& args, const KernelTable& kernels, int threads)
+      : args_(args),
+        score_rows_(
+            (args.dtype == kF64 || (args.base != nullptr && args.base_dtype == kF64) ? kGenericKernels : kernels)
+                .score_rows) {
+    // With a base, all candidates of a row go together, so that the base's row is read once.
+    together_ = args.base != nullptr ? args.candidates : 1;
+    std::uint64_t row_bytes = std::max<std::uint64_t>(1, args.classes * item_size(args.dtype) * together_);
+    rows_ = std::max<std::uint64_t>(1, kChunkBytes / row_bytes);
+    chunks_ = ceil_divide(args.rows, rows_) * (args.candidates / together_);
+    std::uint64_t bytes = row_bytes * args.rows * (args.candidates / together_);
+    std::uint64_t wanted = bytes < kInlineBytes ? 1 : static_cast<std::uint64_t>(threads);
+    threads_ = std::max<std::uint64_t>(1, std::min(wanted, chunks_));
+  }
+
+  bool run(const KeepGoing& keep_going) {
+    std::vector<std::thread> workers;
+    workers.reserve(threads_);  // growing could throw while threads run
+    for (std::uint64_t t = 1; t < threads_; ++t) {
+      try {
+        workers.emplace_back([this] { work(nullptr); });
+      } catch (const std::system_error&) {  // no more threads to be had: go on with those that run
+        break;
+      }
+    }
+    work(&keep_going);
+    for (std::thread& worker : workers) worker.join();
+    return !stopped_.load();
+  }
+
+ private:
+  // Fetches chunks until none is left; candidates are outermost, so that memory is read in its order.
+  void work(const KeepGoing* keep_going) {
+    FloatEnvironment environment;
+    auto last_tick = std::chrono::steady_clock::now();
+    while (!stopped_.load(std::memory_order_relaxed)) {
+      std::uint64_t chunk = next_.fetch_add(1);
+      if (chunk >= chunks_) return;
+      std::uint64_t a_candidate = ceil_divide(args_.rows, rows_);
+      std::uint64_t first = chunk / a_candidate * together_;
+      std::uint64_t row = chunk % a_candidate * rows_;
+      score_rows_(args_, {first, first + together_, row, std::min<std::uint64_t>(row + rows_, args_.rows)});
+      if (keep_going == nullptr) continue;
+      auto now = std::chrono::steady_clock::now();
+      if (now - last_tick < kTickInterval) continue;
+      last_tick = now;
+      if (!(*keep_going)()) stopped_.store(true);
+    }
+  }
+
+  const LogitArgs& args_;
+  void (*const score_rows_)(const LogitArgs&, const LogitRange&);
+  std::uint64_t together_ = 1;
+  std::uint64_t rows_ = 1;
+  std::uint64_t chunks_ = 0;
+  std::uint64_t threads_ = 1;
+  std::atomic<std::uint64_t> next_{0};
+  std::atomic<bool> stopped_{false};
+};
+
+}  // namespace
+
+bool score_logits(const LogitArgs& args, const KernelTable& kernels, int threads, const KeepGoing& keep_going) {
+  return Work(args, kernels, threads).run(keep_going);
+}
+
+void total_logits(const LogitArgs& args, const std::vector<std::int64_t>& k, std::int64_t* top, std::int64_t* nan_rows,
+                  double* nll) {
+  for (std::size_t m = 0; m < args.candidates; ++m) {
+    const std::int64_t* rank = args.rank + m * args.rows;
+    nan_rows[m] = std::count(rank, rank + args.rows, -1);
+    for (std::size_t i = 0; i < k.size(); ++i) {
+      top[i * args.candidates + m] =
+          std::count_if(rank, rank + args.rows, [limit = k[i]](std::int64_t r) { return r >= 0 && r < limit; });
+    }
+    if (args.nll == nullptr) continue;
+    const double* row = args.nll + m * args.rows;
+    double sum = 0.0;
+    for (std::size_t n = 0; n < args.rows; ++n) sum = rank[n] == -2 ? sum : sum + row[n];
+    nll[m] = sum;
+  }
+}
+
+}  // namespace soup
