@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
+    from rich.progress import Progress, ProgressColumn, TaskID
 
 ByteProgress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all, from the thread that started the work."""
@@ -54,6 +54,37 @@ def step_bar(label: str) -> Iterator[StepProgress | None]:
             bar.update(task, completed=done, total=total, description=escape(f"{label}: {what}"), refresh=True)
 
         yield show
+
+
+class Bars:
+    """Several bars, by name; each appears when it is first shown."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, name: str, done: int, total: int) -> None:
+        from rich.markup import escape
+
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(escape(name), total=total)
+        self._bars.update(self._tasks[name], completed=done, total=total, refresh=True)
+
+    def remove(self, name: str) -> None:
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
+
+
+@contextmanager
+def several_bars() -> Iterator[Bars | None]:
+    """The same for several pieces of work at a time."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        yield Bars(progress)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:

@@ -21,7 +21,8 @@ class Task(Protocol):
     """What a task must have. It may also have
 
     - ``tests()``: dictionary of name -> test data, scored and reported, never selected on;
-    - ``train()``: training data;
+    - ``train()``: training data, and for it ``head``, the name of the submodule that a linear probe trains, ``augment``
+      and ``zero_shot`` (docs/finetuning.md);
     - ``forward(model, batch) -> (logits, labels)``: where the default rules of :class:`pysoup.HeldOut` do not fit;
     - ``metric``: what ``--metric`` is by default.
     """

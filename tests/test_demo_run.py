@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from pysoup.demo.network import DigitNet
 from pysoup.demo.pipeline import DemoResult, run_demo
 from pysoup.demo.task import Digits
-from pysoup.finetune import Hyperparameters, Ranges, sweep
+from pysoup.finetune import Hyperparameters, Ranges, trainer
 
 SMALL = Ranges(log10_learning_rate=(-2.7, -2.5), epochs=(1, 2))
 Data = tuple[Tensor, Tensor]
@@ -128,13 +128,13 @@ def test_demo_goes_on_and_ends_with_the_same_bits(finished: DemoResult, monkeypa
     soup, table = (folder / "soup.safetensors").read_bytes(), (folder / "table.md").read_text()
     (folder / "ingredients" / "model_02.safetensors").unlink()
     trained: list[int] = []
-    real = sweep.fine_tune
+    real = trainer.fine_tune
 
     def counted(model: torch.nn.Module, data: Data, hp: Hyperparameters, **options: object) -> None:
         trained.append(hp.seed)
         real(model, data, hp, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sweep, "fine_tune", counted)
+    monkeypatch.setattr(trainer, "fine_tune", counted)
     again = small(folder)
     assert len(trained) == 1
     assert (folder / "soup.safetensors").read_bytes() == soup

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pysoup.errors import SoupError
-from pysoup.finetune import PAPER, Hyperparameters, Ranges, sample_hyperparameters
+from pysoup.finetune import PAPER, PAPER_TEXT, Hyperparameters, Ranges, sample_hyperparameters
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,36 @@ def test_json_reads_back_equal() -> None:
         assert Hyperparameters(**hp.to_json()) == hp
 
 
+def test_json_of_before_a_field_existed_reads_with_its_default() -> None:
+    hp = Hyperparameters(learning_rate=0.1, seed=3)
+    old = {key: value for key, value in hp.to_json().items() if key not in ("schedule", "warmup", "batch_size")}
+    assert Hyperparameters.from_json(old) == hp
+
+
+@pytest.mark.parametrize("content", [{"learning_rate": 0.1, "momentum": 0.9}, {"epochs": 3}, {"learning_rate": "fast"}])
+def test_json_of_something_else_is_refused(content: dict[str, object]) -> None:
+    with pytest.raises(SoupError, match="no hyperparameters"):
+        Hyperparameters.from_json(content)
+
+
+def test_batch_size_is_chosen_evenly_and_leaves_the_other_draws_alone() -> None:
+    sizes = (8, 16, 32, 64)
+    drawn = sample_hyperparameters(2000, 3, Ranges(batch_size=sizes))
+    for size in sizes:
+        assert abs(sum(hp.batch_size == size for hp in drawn) / 2000 - 1 / 4) < 0.03
+    assert [replace(hp, batch_size=64) for hp in drawn] == sample_hyperparameters(2000, 3)
+
+
+def test_text_laws_are_the_papers() -> None:
+    drawn = sample_hyperparameters(2000, 3, PAPER_TEXT)
+    assert {hp.epochs for hp in drawn} == {2, 3, 4, 5}
+    assert {hp.batch_size for hp in drawn} == {8, 16, 32, 64}
+    assert {(hp.weight_decay, hp.label_smoothing, hp.mixup, hp.augment_ops) for hp in drawn} == {(0.0, 0.0, 0.0, 0)}
+    exponents = [math.log10(hp.learning_rate) for hp in drawn]
+    assert -6 <= min(exponents) < -5.95
+    assert -3.05 < max(exponents) <= -3
+
+
 def test_paper_preset_is_the_default() -> None:
     assert sample_hyperparameters(3) == sample_hyperparameters(3, 0, PAPER)
 
@@ -97,6 +127,10 @@ def test_paper_preset_is_the_default() -> None:
         {"epochs": 0},
         {"augment_ops": -1},
         {"final_share": 1.1},
+        {"warmup": -0.1},
+        {"batch_size": 0},
+        {"clip_norm": math.inf},
+        {"schedule": "sine"},
     ],
 )
 def test_impossible_points_are_refused(field: dict[str, float]) -> None:
@@ -109,5 +143,7 @@ def test_impossible_laws_are_refused() -> None:
         Ranges(epochs=(5, 4))
     with pytest.raises(SoupError, match="no_mixup is a probability"):
         Ranges(no_mixup=1.5)
+    with pytest.raises(SoupError, match="batch_size is a list"):
+        Ranges(batch_size=())
     with pytest.raises(SoupError, match="at least one"):
         sample_hyperparameters(0)

@@ -27,8 +27,8 @@ from .images import rand_augment
 from .start import PRETRAINING, make_start
 from .task import Digits, digits
 
-BATCH_SIZE = 32
 RANGES = Ranges(
+    batch_size=(32,),
     log10_learning_rate=(-2.8, -2.4),
     epochs=(10, 20),
     augment_ops=(1, 3),
@@ -94,7 +94,6 @@ def run_demo(
             hyperparameters,
             heldout,
             augment=rand_augment,
-            batch_size=BATCH_SIZE,
             overwrite=True,
         )
         with _stage("fine-tuning", quiet) as progress:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from ..checkpoint import open_checkpoint, save_state_dict
 from ..errors import SoupError
-from ..finetune import Hyperparameters, digest, fine_tune, linear_probe
+from ..finetune import Hyperparameters, fine_tune, linear_probe
+from ..fingerprint import fingerprint_data
 from ..progress import StepProgress
 from .data import GLYPH_CLASSES, Data
 from .images import pretraining_augment
 from .network import DigitNet
 
-PRETRAINING = Hyperparameters(learning_rate=3e-3, weight_decay=0.05, epochs=100)
-PROBE = Hyperparameters(learning_rate=1e-2, weight_decay=1e-4, epochs=60)
-PRETRAINING_BATCH, PROBE_BATCH = 128, 64
+PRETRAINING = Hyperparameters(learning_rate=3e-3, weight_decay=0.05, epochs=100, batch_size=128)
+PROBE = Hyperparameters(learning_rate=1e-2, weight_decay=1e-4, epochs=60, batch_size=64)
 _SEED = 0
 _KEY = "pysoup.demo.start"
 
@@ -33,7 +33,7 @@ def make_start(
     progress: StepProgress | None = None,
 ) -> Mapping[str, Tensor]:
     """The state dict of the start, written to ``path`` too; read from there if it was made from the same before."""
-    identity = hashlib.sha256(f"{digest([pretraining, train])} {pretraining_hp} {PROBE}".encode()).hexdigest()
+    identity = hashlib.sha256(f"{fingerprint_data([pretraining, train])} {pretraining_hp} {PROBE}".encode()).hexdigest()
     known = _read(path, identity)
     if known is not None:
         return known
@@ -45,12 +45,11 @@ def make_start(
             pretraining,
             pretraining_hp,
             augment=pretraining_augment,
-            batch_size=PRETRAINING_BATCH,
             progress=progress,
         )
         # The task has other classes: a new head, which the probe trains before anything else moves.
         model.head = nn.Linear(model.head.in_features, 10)
-        linear_probe(model, train, head="head", hyperparameters=PROBE, batch_size=PROBE_BATCH)
+        linear_probe(model, train, head="head", hyperparameters=PROBE)
     start = model.state_dict()
     save_state_dict(start, path, metadata={"format": "pt", _KEY: identity}, overwrite=True)
     return start

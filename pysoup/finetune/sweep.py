@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import save_state_dict
-from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import OutputError, SoupError
-from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric, evaluate
+from ..evaluate import Forward, HeldOut, MetricLike, as_heldout, as_metric, default_forward
+from ..fingerprint import fingerprint_data
 from ..progress import StepProgress
+from ..record import Record, read_failure, read_record, write_failure
+from .failures import failure_details, one_line, trace_of
 from .hyperparameters import Hyperparameters
-from .train import Augment, fine_tune
-
-_HASHED_BYTES = 1 << 24
+from .layout import Outputs, Snapshot, ingredient_path, snapshots, write_summaries
+from .lock import locked
+from .resume import State, made_by_another, state_of
+from .train import Augment
+from .trainer import Trainer, heldout_fingerprint, make_directory
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,19 @@ class Sweep:
     """Fine-tune one start with each of several hyperparameters (paper, section 2: theta_i = FineTune(theta_0, h_i)).
 
     The start is what ``model`` holds. ``DIRECTORY/model_00.safetensors`` and so on are the ingredients, each with a
-    ``.json`` beside it (hyperparameters, score, and the identity of start, data and settings), and ``sweep.json`` is
-    the list of all. An ingredient whose identity is the same is not made again. One with another identity is an
-    :class:`OutputError` unless ``overwrite``.
+    ``.json`` beside it (:class:`pysoup.record.Record`), and ``sweep.json`` is the list of all. ``ema`` (decays) and
+    ``checkpoints`` (shares of the training, or ``"epochs"``) ask for further weights of each run, in folders of their
+    own: see :mod:`.layout`.
 
-    ``data``, ``augment`` and ``batch_size`` are those of :func:`fine_tune`. Tensors in memory are part of the identity;
-    the content of a loader is not, nor is the code of ``augment``: use a new directory when they change.
+    An ingredient is made again only if it is missing or of another ``identity``: hyperparameters, start, training data,
+    ``augment``, ``forward`` and ``autocast``. One with another identity is an :class:`OutputError` unless
+    ``overwrite``. Where only the held-out data or the metric changed, the weights stay and the scores are taken anew.
+
+    ``data`` and ``augment`` are those of :func:`fine_tune`; ``forward`` defaults to that of ``heldout``; ``autocast``
+    is None or ``"bfloat16"``. Tensors in memory are part of the identity; of a loader or a data set only its kind and
+    its length are, and of functions only their names: use a new directory when they change.
+
+    A run that fails is recorded in its own JSON, the others go on, and it is not tried again unless ``retry``.
     """
 
     def __init__(
@@ -61,8 +68,12 @@ class Sweep:
         *,
         metric: MetricLike = "accuracy",
         augment: Augment | None = None,
-        batch_size: int = 64,
+        forward: Forward | None = None,
+        autocast: str | None = None,
+        ema: Sequence[float] = (),
+        checkpoints: Sequence[float] | Literal["epochs"] = (),
         overwrite: bool = False,
+        retry: bool = False,
     ) -> None:
         if not hyperparameters:
             raise SoupError("a sweep needs at least one point")
@@ -70,149 +81,144 @@ class Sweep:
         self.model = model
         self.data = data
         self.hyperparameters = list(hyperparameters)
-        self.heldout = as_heldout(heldout)
+        self.heldout = as_heldout(heldout, forward)
         self.metric = as_metric(metric)
         self.augment = augment
-        self.batch_size = batch_size
+        self.forward = self.heldout.forward if forward is None else forward
+        self.autocast = as_autocast(autocast)
+        self.outputs = Outputs(tuple(ema), checkpoints if isinstance(checkpoints, str) else tuple(checkpoints))
         self.overwrite = overwrite
+        self.retry = retry
 
     def run(self, progress: StepProgress | None = None) -> list[Ingredient]:
         """Make what is missing; returns all ingredients in the given order. The model holds the start afterwards.
 
-        ``progress(done, all, name and score)`` is called after each ingredient.
+        ``progress(done, all, name and score)`` is called after each run. Raises :class:`SoupError` at the end if runs
+        failed, now or before.
         """
-        _make_directory(self.directory)
-        start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
-        shared = self._identity(start)
-        self._refuse_others(shared)
-        made: list[Ingredient] = []
-        try:
-            for index, hp in enumerate(self.hyperparameters):
-                made.append(self._ingredient(index, hp, shared, start))
-                if progress is not None:
-                    last = made[-1]
-                    what = f"{last.path.name} {self.metric.name} {last.score:.4f}"
-                    progress(len(made), len(self.hyperparameters), what)
-        finally:
-            self.model.load_state_dict(start)
-        _write_json(self.directory / "sweep.json", self._summary(made, shared))
+        make_directory(self.directory)
+        with locked(self.directory):
+            trainer = self.trainer()
+            refuse_others(self, trainer.identity)
+            try:
+                made, errors = self._all(trainer, progress)
+            finally:
+                self.model.load_state_dict(trainer.start)
+        paths = [ingredient_path(self.directory, index) for index in range(len(self.hyperparameters))]
+        failed = [(path, failure["failed"]) for path in paths if (failure := read_failure(path)) is not None]
+        if failed:
+            more = f" (and {len(failed) - 1} more of {len(paths)} runs)" if len(failed) > 1 else ""
+            what = f"fine-tuning failed: {failed[0][1]}{more}"
+            raise SoupError(what, file=failed[0][0]) from (errors[0] if errors else None)
         return made
 
-    def _ingredient(
-        self, index: int, hp: Hyperparameters, shared: Mapping[str, Any], start: Mapping[str, Tensor]
-    ) -> Ingredient:
-        path, sidecar = self._paths(index)
-        known = _read_json(sidecar)
-        if known is not None and path.exists() and _same(known, hp, shared):
-            return Ingredient(path, hp, float(known["score"]), float(known["seconds"]), resumed=True)
-        # First of all: weights and scores of different runs must never stand side by side.
-        sidecar.unlink(missing_ok=True)
-        self.model.load_state_dict(start)
-        began = time.perf_counter()
-        try:
-            fine_tune(self.model, self.data, hp, augment=self.augment, batch_size=self.batch_size)
-        except SoupError as error:
-            raise SoupError(f"fine-tuning failed: {error}", file=path) from error
-        seconds = time.perf_counter() - began
-        score = evaluate(self.model, self.heldout, self.metric)
-        metadata = {"format": "pt", "pysoup.hyperparameters": json.dumps(hp.to_json())}
-        save_state_dict(self.model.state_dict(), path, metadata=metadata, overwrite=True)
-        record = {"hyperparameters": hp.to_json(), "score": score, "seconds": round(seconds, 3), **shared}
-        _write_json(sidecar, record)
-        return Ingredient(path, hp, score, seconds)
+    def trainer(self) -> Trainer:
+        """What makes single ingredients, from what the model holds now."""
+        start = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        return Trainer(
+            model=self.model,
+            start=start,
+            data=self.data,
+            heldout=self.heldout,
+            metric=self.metric,
+            augment=self.augment,
+            forward=self.forward,
+            autocast=self.autocast,
+            identity=self._identity(start),
+        )
 
-    def _refuse_others(self, shared: Mapping[str, Any]) -> None:
-        """Before anything is trained: is there an ingredient of another sweep under one of our names?"""
-        if self.overwrite:
-            return
+    def snapshots(self, index: int) -> list[Snapshot]:
+        """All that run ``index`` saves."""
+        return snapshots(self.directory, index, self.hyperparameters[index], self.outputs)
+
+    def ingredient(self, index: int, trainer: Trainer, progress: StepProgress | None = None) -> Ingredient:
+        """Make or find one; what goes wrong passes through."""
+        hp, wanted = self.hyperparameters[index], self.snapshots(index)
+        known = state_of(wanted, hp, trainer.identity)
+        if known is State.DONE:
+            records = [self._scored(trainer, snapshot) for snapshot in wanted]
+            return Ingredient(wanted[-1].path, hp, records[-1].score, records[-1].seconds, resumed=True)
+        record = trainer.train(index, hp, wanted, progress)
+        return Ingredient(wanted[-1].path, hp, record.score, record.seconds)
+
+    def summarise(self, identity: Mapping[str, Any]) -> None:
+        """Write the lists of what is there."""
+        shared = {"metric": self.metric.name, "direction": self.metric.direction, "identity": dict(identity)}
+        write_summaries(self.directory, self.hyperparameters, self.outputs, shared)
+
+    def _all(self, trainer: Trainer, progress: StepProgress | None) -> tuple[list[Ingredient], list[Exception]]:
+        made: list[Ingredient] = []
+        errors: list[Exception] = []
         for index, hp in enumerate(self.hyperparameters):
-            path, sidecar = self._paths(index)
-            known = _read_json(sidecar)
-            if known is not None and not _same(known, hp, shared):
-                raise OutputError("made by another sweep; another directory or overwrite=True", file=path)
+            path = ingredient_path(self.directory, index)
+            what = f"{path.name} failed"
+            if self.retry or state_of(self.snapshots(index), hp, trainer.identity) is not State.FAILED:
+                try:
+                    made.append(self.ingredient(index, trainer))
+                    what = f"{path.name} {self.metric.name} {made[-1].score:.4f}"
+                except OutputError:
+                    raise
+                except Exception as error:
+                    errors.append(error)
+                    line, trace = one_line(error), trace_of(error)
+                    write_failure(path, line, failure_details(index, hp, trainer.identity, trace))
+            self.summarise(trainer.identity)
+            if progress is not None:
+                progress(index + 1, len(self.hyperparameters), what)
+        return made, errors
 
-    def _paths(self, index: int) -> tuple[Path, Path]:
-        digits = max(2, len(str(len(self.hyperparameters) - 1)))
-        path = self.directory / f"model_{index:0{digits}d}.safetensors"
-        return path, path.with_suffix(".json")
+    def _scored(self, trainer: Trainer, snapshot: Snapshot) -> Record:
+        record = read_record(snapshot.path)
+        assert record is not None  # state_of has read it
+        if (record.metric, record.heldout) == (self.metric.name, heldout_fingerprint(self.heldout)):
+            return record
+        return trainer.score(snapshot, record)
 
     def _identity(self, start: Mapping[str, Tensor]) -> dict[str, Any]:
         return {
-            "metric": self.metric.name,
-            "start": digest(start),
-            "train": digest(self.data),
-            "heldout": digest(list(self.heldout.batches())),
-            "augment": None if self.augment is None else _name(self.augment),
-            "batch_size": self.batch_size,
+            "start": fingerprint_data(start),
+            "train": data_identity(self.data),
+            "augment": _name(self.augment),
+            "forward": None if self.forward is default_forward else _name(self.forward),
+            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
         }
 
-    def _summary(self, made: Sequence[Ingredient], shared: Mapping[str, Any]) -> dict[str, Any]:
-        models = [
-            {"path": i.path.name, "score": i.score, "seconds": round(i.seconds, 3), **i.hyperparameters.to_json()}
-            for i in made
-        ]
-        return {**shared, "direction": self.metric.direction, "models": models}
+
+def refuse_others(sweep: Sweep, identity: Mapping[str, Any]) -> None:
+    """Before anything is trained: OutputError if there is an ingredient of another sweep under one of the names."""
+    if sweep.overwrite:
+        return
+    for index, hp in enumerate(sweep.hyperparameters):
+        wanted = sweep.snapshots(index)
+        if state_of(wanted, hp, identity) is State.OTHER:
+            raise made_by_another(wanted, hp, identity, "overwrite=True")
 
 
-def digest(data: Any) -> str | None:
-    """A SHA-256 over the tensors in nested tuples, lists and dictionaries; None where there is anything else."""
-    sha = hashlib.sha256()
-    return sha.hexdigest() if _update_digest(sha.update, data) else None
-
-
-def _update_digest(update: Callable[[bytes], None], data: Any) -> bool:
-    if isinstance(data, Tensor):
-        update(f"{data.dtype} {list(data.shape)};".encode())
-        if data.numel():
-            flat = data.detach().cpu().contiguous().view(-1).view(torch.uint8)
-            for first in range(0, len(flat), _HASHED_BYTES):
-                update(flat[first : first + _HASHED_BYTES].numpy().tobytes())
-        return True
-    if isinstance(data, Mapping):
-        update(f"{list(data)};".encode())
-        data = list(data.values())
-    if isinstance(data, (tuple, list)):
-        update(f"{len(data)};".encode())
-        return all(_update_digest(update, part) for part in data)
-    return False
-
-
-def _same(known: Mapping[str, Any], hp: Hyperparameters, shared: Mapping[str, Any]) -> bool:
-    expected = {"hyperparameters": hp.to_json(), **shared}
-    return {key: known.get(key) for key in expected} == expected and "score" in known and "seconds" in known
-
-
-def _name(function: Augment) -> str:
-    return getattr(function, "__qualname__", type(function).__qualname__)
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``; None where there is none, which a half-made ingredient looks like too."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def as_autocast(name: str | None) -> torch.dtype | None:
+    """The type of the forward pass; :class:`SoupError` for another than bfloat16, which alone needs no loss scaling."""
+    if name is None:
         return None
-    return content if isinstance(content, dict) else None
+    if name not in ("bfloat16", "bf16"):
+        raise SoupError("autocast for training is bfloat16 or none", found=repr(name))
+    return torch.bfloat16
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = temporary_path(path)
+def data_identity(data: Any) -> str:
+    """A fingerprint of tensors in memory; of anything else its kind and length."""
+    found = fingerprint_data(data)
+    tensors = getattr(data, "tensors", None)
+    if found is None and isinstance(tensors, tuple):
+        found = fingerprint_data(tensors)  # a TensorDataset
+    if found is not None:
+        return found
     try:
-        remove_stale(path)
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        publish_file(temporary, path, overwrite=True)
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", file=path) from error
-    finally:
-        remove(temporary)
+        return f"{type(data).__qualname__} of {len(data)}"
+    except TypeError:
+        return type(data).__qualname__
+
+
+def _name(function: Any) -> str | None:
+    """By which a function is known: where it is defined, without the module, which is another for a file run as one."""
+    if function is None:
+        return None
+    return str(getattr(function, "__qualname__", type(function).__qualname__))

@@ -1,16 +1,16 @@
 """Linear probe, then fine-tuning (LP-FT, Kumar et al. 2022), the way the paper makes its ingredients (section 3.1).
 
-AdamW, cosine decay or a constant rate after a linear warm-up, gradients clipped to norm 1.0, cross-entropy with label
-smoothing and mixup. The result depends on the start, the data, the hyperparameters and torch's build and thread
-count alone.
+AdamW, a linear warm-up and then cosine, linear or no decay of the rate, clipped gradients, cross-entropy with label
+smoothing and mixup. As in the official code, weight decay goes to all parameters, biases and norms included. The
+result depends on the start, the data, the hyperparameters and torch's build and thread count alone.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +20,20 @@ from torch.nn import functional
 
 from ..errors import SoupError
 from ..evaluate import evaluating
+from ..evaluate.batches import moved
+from ..evaluate.forward import Forward, default_forward
 from ..progress import StepProgress
+from .batches import inputs_of, mix, samples_in, steps_per_epoch, training_batches, with_inputs
 from .hyperparameters import Hyperparameters
 
-Augment = Callable[[Tensor, Hyperparameters, torch.Generator], Tensor]
-"""``augment(inputs, hyperparameters, generator)``: a new batch of the same shape; random through the generator only."""
+Augment = Callable[[Any, Hyperparameters, torch.Generator], Any]
+"""``augment(inputs, hyperparameters, generator)``: new inputs of the same kind and shapes, random through the generator
+only. Inputs are what stands before the label in a batch: a tensor, a tuple of several, or a dictionary."""
+AfterStep = Callable[[int, int], None]
+"""Called with the number of steps done and of all steps after each step; may save or score the model."""
 
-_CLIP_NORM = 1.0
 _PROBE = Hyperparameters(learning_rate=1e-2, weight_decay=1e-4, epochs=100)
+_CHECK_EVERY = 50  # steps, where looking at a loss waits for the device
 
 
 def fine_tune(
@@ -36,15 +42,18 @@ def fine_tune(
     hyperparameters: Hyperparameters,
     *,
     augment: Augment | None = None,
-    batch_size: int = 64,
-    warmup: float = 0.1,
+    forward: Forward | None = None,
+    autocast: torch.dtype | None = None,
+    after_step: AfterStep | None = None,
     progress: StepProgress | None = None,
 ) -> None:
     """Train all parameters of ``model`` that require gradients, in place, on the device where they are.
 
-    ``data`` is a pair of tensors (inputs [N, ...], labels [N], integer) that is shuffled every epoch and cut in
-    batches of ``batch_size`` (the incomplete last one is left out, as batch statistics of a few samples are noise),
-    or a sized loader of such pairs. ``warmup`` is the share of the steps with a rising learning rate.
+    ``data`` is a tuple of tensors (inputs [N, ...], labels [N]; several inputs at will), a dictionary of tensors with
+    ``"labels"``, a ``Dataset``, or a sized loader of batches. The first three are shuffled every epoch and cut in
+    batches of ``batch_size``, the incomplete last one left out. A batch is whatever :class:`pysoup.HeldOut` takes;
+    ``forward(model, batch) -> (logits, labels)`` applies the model to any other. ``autocast`` (bfloat16) is the type of
+    the forward pass where torch deems it safe; weights, loss and optimizer stay as they are.
 
     The caller's random state is untouched. Raises :class:`SoupError` for data of another kind and for a loss that is
     not finite; the model's training flags are afterwards as before.
@@ -56,22 +65,32 @@ def fine_tune(
     hp = hyperparameters
     generator = torch.Generator().manual_seed(hp.seed)
     mixing = random.Random(hp.seed)
-    per_epoch = _steps(data, batch_size)
-    total = hp.epochs * per_epoch
+    each = steps_per_epoch(data, hp.batch_size)
+    total = hp.epochs * each
     optimizer = torch.optim.AdamW(parameters, lr=hp.learning_rate, weight_decay=hp.weight_decay)
+    losses = _Losses(device)
     with _seeded(hp.seed, device), evaluating(model):
         model.train()
         step = 0
         for epoch in range(hp.epochs):
-            for inputs, labels in _batches(data, batch_size, generator):
-                inputs = inputs if augment is None else augment(inputs, hp, generator)
+            for batch in training_batches(data, hp.batch_size, generator):
                 for group in optimizer.param_groups:
-                    group["lr"] = hp.learning_rate * learning_rate_share(step, total, warmup, hp.final_share)
-                share = mixing.betavariate(hp.mixup, hp.mixup) if hp.mixup > 0 else 1.0
-                partner = torch.randperm(len(inputs), generator=generator) if hp.mixup > 0 else None
-                loss = mixed_loss(model, inputs.to(device), labels.to(device), hp.label_smoothing, share, partner)
-                _update(optimizer, parameters, loss, step)
+                    group["lr"] = hp.learning_rate * learning_rate_share(step, total, hp)
+                if augment is not None:
+                    batch = with_inputs(batch, augment(inputs_of(batch), hp, generator))
+                share, partner = _partners(batch, hp, generator, mixing)
+                batch = moved(batch, device)
+                with _autocast(device, autocast):
+                    loss = mixed_loss(model, batch, hp.label_smoothing, share, partner, forward)
+                losses.add(loss)
+                _update(optimizer, parameters, loss, hp.clip_norm)
                 step += 1
+                if after_step is not None:
+                    after_step(step, total)
+            if step != (epoch + 1) * each:
+                found = f"{step - epoch * each} batches"
+                raise SoupError("the training data has another length than it says", found=found, expected=each)
+            losses.check()
             if progress is not None:
                 progress(epoch + 1, hp.epochs, f"loss {loss.item():.3f}")
 
@@ -82,7 +101,7 @@ def linear_probe(
     *,
     head: str = "head",
     hyperparameters: Hyperparameters = _PROBE,
-    batch_size: int = 64,
+    forward: Forward | None = None,
     progress: StepProgress | None = None,
 ) -> None:
     """Train the submodule ``head`` alone, in place, on the features the rest of the frozen model gives it.
@@ -92,84 +111,91 @@ def linear_probe(
     if it is not called once per batch with one tensor.
     """
     module = _submodule(model, head)
-    features, labels = _features(model, module, head, data, batch_size)
-    fine_tune(module, (features, labels), replace(hyperparameters, mixup=0.0), batch_size=batch_size, progress=progress)
+    hp = replace(hyperparameters, mixup=0.0)
+    features, labels = _features(model, module, head, data, hp, forward)
+    fine_tune(module, (features, labels), hp, progress=progress)
 
 
-def learning_rate_share(step: int, total: int, warmup: float, final: float = 0.0) -> float:
-    """The factor on the learning rate at ``step`` of ``total``: linear up to 1 over the warm-up, then half a cosine to
-    ``final``."""
-    rising = max(1, int(warmup * total))
+def learning_rate_share(step: int, total: int, hp: Hyperparameters) -> float:
+    """The factor on the learning rate at ``step`` of ``total``: linear up to 1 over the warm-up, then half a cosine, a
+    line or nothing, down to the final share."""
+    rising = max(1, int(hp.warmup * total))
     if step < rising:
         return (step + 1) / rising
-    cosine = 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
-    return final + (1.0 - final) * cosine
+    done = (step - rising) / max(1, total - rising)
+    if hp.schedule == "constant":
+        return 1.0
+    falling = 1.0 - done if hp.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return hp.final_share + (1.0 - hp.final_share) * falling
 
 
 def mixed_loss(
-    model: nn.Module, inputs: Tensor, labels: Tensor, label_smoothing: float, share: float, partner: Tensor | None
+    model: nn.Module,
+    batch: Any,
+    label_smoothing: float,
+    share: float = 1.0,
+    partner: Tensor | None = None,
+    forward: Forward | None = None,
 ) -> Tensor:
     """Mean cross-entropy of ``share * inputs + (1 - share) * inputs[partner]`` against labels mixed the same way.
 
     Cross-entropy is linear in the target, so mixing the two losses is mixing the two (smoothed) targets
     (Zhang et al. 2018, equation 2). Returns a scalar; no mixing where ``partner`` is None.
     """
-    if partner is None:
-        return functional.cross_entropy(model(inputs), labels, label_smoothing=label_smoothing)
-    partner = partner.to(inputs.device)
-    logits = model(torch.lerp(inputs[partner], inputs, share))
+    forward = default_forward if forward is None else forward
+    if partner is not None:
+        batch = with_inputs(batch, mix(inputs_of(batch), partner, share))
+    logits, labels = forward(model, batch)
+    labels = labels.to(logits.device)
+    if torch.is_autocast_enabled(logits.device.type):
+        logits = logits.float()
     own = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    other = functional.cross_entropy(logits, labels[partner], label_smoothing=label_smoothing)
+    if partner is None:
+        return own
+    other = functional.cross_entropy(logits, labels[partner.to(labels.device)], label_smoothing=label_smoothing)
     return share * own + (1.0 - share) * other
 
 
-def _update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, step: int) -> None:
-    if not math.isfinite(loss.item()):
-        raise SoupError(f"the loss is not finite at step {step}; a lower learning rate may help", found=loss.item())
+def _partners(
+    batch: Any, hp: Hyperparameters, generator: torch.Generator, mixing: random.Random
+) -> tuple[float, Tensor | None]:
+    """How much of itself each sample keeps in mixup, and whose the rest is; None without mixup."""
+    if hp.mixup == 0:
+        return 1.0, None
+    inputs_of(batch)  # says what is wrong with a batch of another kind
+    share = mixing.betavariate(hp.mixup, hp.mixup)
+    return share, torch.randperm(samples_in(batch), generator=generator)
+
+
+def _update(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, clip_norm: float) -> None:
     optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
+    if clip_norm > 0:
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimizer.step()
 
 
-def _pair_of_tensors(data: Any) -> tuple[Tensor, Tensor] | None:
-    if not isinstance(data, tuple) or len(data) != 2 or not all(isinstance(part, Tensor) for part in data):
-        return None
-    inputs, labels = data
-    if len(inputs) != len(labels) or len(inputs) == 0:
-        raise SoupError("one label per input", found=f"{len(inputs)} inputs, {len(labels)} labels")
-    return inputs, labels
+class _Losses:
+    """Finds the first loss that is not finite: at once on the CPU, every few steps where that means waiting."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._often = device.type == "cpu"
+        self._first = 0
+        self._pending: list[Tensor] = []
 
-def _steps(data: Any, batch_size: int) -> int:
-    pair = _pair_of_tensors(data)
-    if pair is not None:
-        return max(1, len(pair[0]) // batch_size)
-    sized = isinstance(data, Sized) and isinstance(data, Iterable) and not isinstance(data, (str, bytes))
-    if not sized or len(data) == 0:
-        expected = "a pair of tensors (inputs, labels) or a loader of such pairs that has a length"
-        raise SoupError("not training data", found=type(data).__name__, expected=expected)
-    return len(data)
+    def add(self, loss: Tensor) -> None:
+        self._pending.append(loss.detach())
+        if self._often or len(self._pending) == _CHECK_EVERY:
+            self.check()
 
-
-def _batches(data: Any, batch_size: int, generator: torch.Generator | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled by ``generator`` without the incomplete last batch; with None, everything in the given order."""
-    pair = _pair_of_tensors(data)
-    if pair is None:
-        for batch in data:
-            if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-                raise SoupError("a training batch is a pair", found=type(batch).__name__, expected="(inputs, labels)")
-            yield batch[0], batch[1]
-        return
-    inputs, labels = pair
-    if generator is None:
-        for first in range(0, len(labels), batch_size):
-            yield inputs[first : first + batch_size], labels[first : first + batch_size]
-        return
-    order = torch.randperm(len(labels), generator=generator).to(labels.device)
-    for step in range(_steps(data, batch_size)):
-        index = order[step * batch_size : (step + 1) * batch_size]
-        yield inputs[index], labels[index]
+    def check(self) -> None:
+        values = torch.stack(self._pending).tolist() if self._pending else []
+        for step, value in enumerate(values, self._first):
+            if not math.isfinite(value):
+                what = f"the loss is not finite at step {step}; a lower learning rate may help"
+                raise SoupError(what, found=value)
+        self._first += len(values)
+        self._pending.clear()
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
@@ -180,8 +206,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise SoupError(f"the model has no submodule {name!r}", expected=f"one of its own: {children}") from None
 
 
-def _features(model: nn.Module, module: nn.Module, head: str, data: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+def _features(
+    model: nn.Module, module: nn.Module, head: str, data: Any, hp: Hyperparameters, forward: Forward | None
+) -> tuple[Tensor, Tensor]:
     device = next(module.parameters()).device
+    forward = default_forward if forward is None else forward
     seen: list[Tensor] = []
     labels: list[Tensor] = []
 
@@ -190,17 +219,23 @@ def _features(model: nn.Module, module: nn.Module, head: str, data: Any, batch_s
             raise SoupError(f"head {head!r} must take one tensor")
         seen.append(arguments[0].detach())
 
+    steps_per_epoch(data, hp.batch_size)  # says what is wrong with other data
     hook = module.register_forward_pre_hook(keep)
     try:
-        with evaluating(model), torch.no_grad():
-            for inputs, target in _batches(data, batch_size, None):
-                model(inputs.to(device))
+        # Seeded for loaders that shuffle: the probe sees the same order in every process.
+        with _seeded(hp.seed, device), evaluating(model), torch.no_grad():
+            for batch in training_batches(data, hp.batch_size, None):
+                _, target = forward(model, moved(batch, device))
                 labels.append(target.to(device))
     finally:
         hook.remove()
     if len(seen) != len(labels):
         raise SoupError(f"head {head!r} must be called once per batch", found=f"{len(seen)} calls in {len(labels)}")
     return torch.cat(seen), torch.cat(labels)
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @contextmanager

@@ -1,0 +1,166 @@
+"""What is known of one checkpoint, in a JSON file beside it: ``model_00.json`` for ``model_00.safetensors``.
+
+``pysoup finetune`` writes it, the recipes read it: a score that was measured on the same held-out set with the same
+metric need not be measured again. Needs no torch. Every write is whole or absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from .checkpoint.find import stem
+from .checkpoint.index import resolve
+from .checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
+from .errors import CheckpointError, OutputError, SoupError
+
+FORMAT = 1
+"""The value of the key ``record``; a file without it is not ours."""
+
+_NUMBERS = (int, float)
+_MOST_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Record:
+    """The facts about one checkpoint.
+
+    ``score`` is its held-out score by ``metric``, whose better ``direction`` is ``"max"`` or ``"min"``; ``heldout`` is
+    the fingerprint of that held-out set (:attr:`pysoup.HeldOut.fingerprint`) and ``weights`` the fingerprint of the
+    checkpoint (:func:`pysoup.fingerprint.fingerprint_file`): the score holds where both agree. ``seconds`` is the
+    time of its training. ``details`` is whatever else the file holds (``step``, ``ema``, ``identity``, ...).
+    """
+
+    score: float
+    metric: str
+    direction: Literal["max", "min"]
+    heldout: str | None
+    weights: str
+    hyperparameters: Mapping[str, Any]
+    seed: int
+    seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.score):
+            raise SoupError("a recorded score must be finite", found=self.score)
+        if self.direction not in ("max", "min"):
+            raise SoupError("a record needs a direction", found=repr(self.direction), expected="'max' or 'min'")
+        if taken := sorted(self.details.keys() & (_FIELDS | {"record", "failed"})):
+            raise SoupError("a detail has the name of a field", found=taken[0])
+
+    def to_json(self) -> dict[str, Any]:
+        """All in one object, ready for JSON."""
+        fields = {name: getattr(self, name) for name in _ORDER}
+        return {"record": FORMAT, **fields, "hyperparameters": dict(self.hyperparameters), **self.details}
+
+
+_ORDER = ("score", "metric", "direction", "hyperparameters", "seed", "seconds", "heldout", "weights")
+_FIELDS = frozenset(_ORDER)
+
+
+def record_path(checkpoint: str | os.PathLike[str]) -> Path:
+    """Where the record of a weight file or of a model's directory is: beside it, under its name."""
+    path = Path(checkpoint)
+    return path.with_name(f"{stem(path.name)}.json")
+
+
+def read_record(checkpoint: str | os.PathLike[str]) -> Record | None:
+    """The record of ``checkpoint``; None where there is none, it is of another kind, or it says that a run failed.
+
+    A directory with one weight file and no record beside it has that file's.
+    """
+    known = read_json(record_path(checkpoint))
+    if known is None and (file := _only_file(Path(checkpoint))) is not None:
+        known = read_json(record_path(file))
+    if known is None or known.get("record") != FORMAT or not known.keys() >= _FIELDS:
+        return None
+    texts = (known["metric"], known["weights"], known["direction"])
+    numbers = (known["score"], known["seconds"])
+    fitting = (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(number, _NUMBERS) and not isinstance(number, bool) for number in numbers)
+        and isinstance(known["hyperparameters"], dict)
+        and isinstance(known["heldout"], (str, type(None)))
+        and type(known["seed"]) is int
+        and known["direction"] in ("max", "min")
+        and math.isfinite(known["score"])
+    )
+    if not fitting:
+        return None
+    return Record(
+        score=float(known["score"]),
+        metric=known["metric"],
+        direction=cast(Literal["max", "min"], known["direction"]),
+        heldout=known["heldout"],
+        weights=known["weights"],
+        hyperparameters=known["hyperparameters"],
+        seed=known["seed"],
+        seconds=float(known["seconds"]),
+        details={key: value for key, value in known.items() if key not in _FIELDS and key not in ("record", "failed")},
+    )
+
+
+def _only_file(path: Path) -> Path | None:
+    if not path.is_dir():
+        return None
+    try:
+        files = resolve(path).files
+    except CheckpointError:
+        return None
+    return files[0] if len(files) == 1 else None
+
+
+def write_record(checkpoint: str | os.PathLike[str], record: Record) -> Path:
+    """Write ``record`` beside ``checkpoint``, in place of an older one; returns where. Raises OutputError."""
+    path = record_path(checkpoint)
+    write_json(path, record.to_json())
+    return path
+
+
+def read_failure(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What :func:`write_failure` left: an object with one line under ``failed``; None where there is no such record."""
+    known = read_json(record_path(checkpoint))
+    if known is None or known.get("record") != FORMAT or not isinstance(known.get("failed"), str):
+        return None
+    return known
+
+
+def write_failure(checkpoint: str | os.PathLike[str], line: str, details: Mapping[str, Any]) -> Path:
+    """Record that the run which should have made ``checkpoint`` failed, with the reason in one line."""
+    path = record_path(checkpoint)
+    write_json(path, {"record": FORMAT, "failed": line, **details})
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``; None where there is none, or something that is not one."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MOST_BYTES + 1)
+        content = json.loads(raw) if len(raw) <= _MOST_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write beside ``path``, flush and rename onto it. Raises OutputError."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    temporary = temporary_path(path)
+    try:
+        remove_stale(path)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        publish_file(temporary, path, overwrite=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror}", file=path) from error
+    finally:
+        remove(temporary)

@@ -1,0 +1,98 @@
+"""What a run leaves besides its last weights: averages and earlier checkpoints, each kind in a folder of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from sweep_models import POINTS, data, files, make, net
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from pysoup.checkpoint.find import find_checkpoints
+from pysoup.checkpoint.scores import select_top
+from pysoup.finetune import Hyperparameters, Sweep, fine_tune
+from pysoup.record import read_record
+
+EXTRA = {"ema": [0.5, 0.9999999], "checkpoints": [0.5]}
+
+
+def iterates(hp: Hyperparameters) -> list[dict[str, Tensor]]:
+    """The weights after each step of the same training."""
+    model = net()
+    steps: list[dict[str, Tensor]] = []
+
+    def keep(step: int, total: int) -> None:
+        steps.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    fine_tune(model, data(), hp, after_step=keep)
+    return steps
+
+
+def test_averages_and_checkpoints_have_folders_of_their_own(tmp_path: Path) -> None:
+    make(tmp_path, **EXTRA).run()
+    kinds = ("", "earlier/", "ema_0.5/", "ema_0.5/earlier/", "ema_0.9999999/", "ema_0.9999999/earlier/")
+    expected = {f"{kind}sweep.json" for kind in kinds}
+    for run in range(3):
+        for kind in kinds:
+            name = f"{kind}model_{run:02d}" + ("_at_0.5" if "earlier" in kind else "")
+            expected |= {f"{name}.safetensors", f"{name}.json"}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == expected
+    assert find_checkpoints(tmp_path) == [tmp_path / f"model_{run:02d}.safetensors" for run in range(3)]
+
+
+def test_averages_and_checkpoints_are_those_of_the_training(tmp_path: Path) -> None:
+    """The oracle keeps every iterate of the same training and averages them by the definition."""
+    make(tmp_path, **EXTRA).run()
+    for run, hp in enumerate(POINTS):
+        steps = iterates(hp)
+        assert len(steps) == 8
+        for kind, end in (("", 8), ("earlier/", 4)):
+            name = f"model_{run:02d}" + ("_at_0.5" if end == 4 else "")
+            saved = load_file(tmp_path / f"{kind}{name}.safetensors")
+            assert all(torch.equal(saved[key], tensor) for key, tensor in steps[end - 1].items())
+            for decay in (0.5, 0.9999999):
+                weights = [decay ** (end - 1 - t) for t in range(end)]
+                average = load_file(tmp_path / f"ema_{decay}" / kind / f"{name}.safetensors")
+                for key, tensor in average.items():
+                    parts = zip(weights, steps[:end], strict=True)
+                    expected = sum(w * step[key].double() for w, step in parts) / sum(weights)
+                    torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_on_record_are_those_of_the_files(tmp_path: Path) -> None:
+    make(tmp_path, **EXTRA).run()
+    x, y = data(1)
+    paths = sorted(tmp_path.rglob("*.safetensors"))
+    assert len(paths) == 18
+    for path in paths:
+        model = net()
+        model.load_state_dict(load_file(path))
+        record = read_record(path)
+        assert record is not None
+        assert record.score == (model.eval()(x).argmax(1) == y).double().mean().item()
+        assert record.details["ema"] == (
+            None if "ema_" not in str(path) else float(str(path).split("ema_")[1].split("/")[0])
+        )
+        assert record.details["step"] == (4 if "_at_" in path.name else 8)
+
+
+def test_folder_of_averages_has_scores_to_choose_by(tmp_path: Path) -> None:
+    make(tmp_path, **EXTRA).run()
+    for folder in (tmp_path, tmp_path / "ema_0.5", tmp_path / "earlier"):
+        paths = find_checkpoints(folder)
+        best = select_top(paths, 1, "score")
+        scores = {path: record.score for path in paths if (record := read_record(path)) is not None}
+        assert best[0][1] == max(scores.values()) == scores[best[0][0]]
+
+
+def test_saving_more_leaves_the_ingredients_as_they_are(tmp_path: Path) -> None:
+    """Scores on the way draw nothing from the training's random numbers, even where the held-out loader shuffles."""
+    make(tmp_path / "plain").run()
+    make(tmp_path / "more", **EXTRA).run()
+    heldout = DataLoader(TensorDataset(*data(1)), batch_size=8, shuffle=True)
+    Sweep(tmp_path / "loader", net(), data(), POINTS, heldout, checkpoints="epochs").run()  # type: ignore[arg-type]
+    assert files(tmp_path / "plain") == files(tmp_path / "more") == files(tmp_path / "loader")
+    names = [path.name for path in sorted((tmp_path / "loader" / "earlier").glob("*.safetensors"))]
+    assert names == [f"model_{run:02d}_epoch_01.safetensors" for run in range(3)]
