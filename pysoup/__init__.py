@@ -25,10 +25,19 @@ if TYPE_CHECKING:
     from .errors import WeightsError as WeightsError
     from .evaluate import HeldOut as HeldOut
     from .evaluate import Metric as Metric
+    from .evaluate import heldout_split as heldout_split
     from .evaluate import recalibrate_batchnorm as recalibrate_batchnorm
     from .load import load_soup_ as load_soup_
+    from .logits import LogitScores as LogitScores
+    from .logits import score_ensemble as score_ensemble
+    from .logits import score_logits as score_logits
+    from .soups import Ensemble as Ensemble
     from .soups import Soup as Soup
+    from .soups import greedier_soup as greedier_soup
+    from .soups import greedy_ensemble as greedy_ensemble
     from .soups import greedy_soup as greedy_soup
+    from .soups import logit_ensemble as logit_ensemble
+    from .soups import pruned_soup as pruned_soup
     from .soups import uniform_soup as uniform_soup
     from .state_dicts import average_state_dicts as average_state_dicts
 
@@ -38,8 +47,10 @@ _HOME = {
     "BackendError": "errors",
     "Checkpoint": "checkpoint",
     "CheckpointError": "errors",
+    "Ensemble": "soups",
     "HeldOut": "evaluate",
     "IncompatibleError": "errors",
+    "LogitScores": "logits",
     "Metric": "evaluate",
     "OutputError": "errors",
     "Soup": "soups",
@@ -47,10 +58,17 @@ _HOME = {
     "WeightsError": "errors",
     "average_checkpoints": "average",
     "average_state_dicts": "state_dicts",
+    "greedier_soup": "soups",
+    "greedy_ensemble": "soups",
     "greedy_soup": "soups",
+    "heldout_split": "evaluate",
     "load_soup_": "load",
+    "logit_ensemble": "soups",
     "open_checkpoint": "checkpoint",
+    "pruned_soup": "soups",
     "recalibrate_batchnorm": "evaluate",
+    "score_ensemble": "logits",
+    "score_logits": "logits",
     "uniform_soup": "soups",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -123,6 +124,23 @@ def test_a_function_gets_all_logits_and_labels_on_the_cpu_in_float32() -> None:
     assert score(logits, labels, Metric(macro_f1, "max"), 7) == expected
     macro_f1.higher_is_better = True
     assert score(logits, labels, macro_f1, 7) == expected
+
+
+def test_a_function_gets_every_batch_of_a_forward_with_one_buffer() -> None:
+    buffer = torch.empty(2, 3), torch.empty(2).long()
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return buffer[0].copy_(batch[0]), buffer[1].copy_(batch[1])
+
+    logits, labels = torch.randn(6, 3), torch.arange(6) % 3
+    found: list[Tensor] = []
+    evaluate(nn.Identity(), HeldOut((logits, labels), forward, batch_size=2), Metric(seeing(found), "max"))
+    assert torch.equal(found[0], logits)
+    assert torch.equal(found[1], labels)
+
+
+def seeing(found: list[Tensor]) -> Callable[[Tensor, Tensor], float]:
+    return lambda logits, labels: found.extend((logits, labels)) or 0.0
 
 
 def test_a_metric_takes_its_direction_from_the_function() -> None:

@@ -79,3 +79,15 @@ def test_a_forward_of_ones_own_is_used() -> None:
     model = nn.BatchNorm1d(6)
     recalibrate_batchnorm(model, [{"pixels": X}], lambda model, batch: (model(batch["pixels"]), Y))
     assert torch.allclose(model.running_mean, X.mean(0), atol=1e-6)
+
+
+def test_weights_written_under_the_callers_autocast_count() -> None:
+    model, data = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)), HeldOut([(X, Y)], autocast="bfloat16")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(X)  # autocast keeps a copy of the weights
+        for parameter in model[0].parameters():
+            parameter.data.neg_()
+        recalibrate_batchnorm(model, data)
+        found = buffers(model)
+    recalibrate_batchnorm(model, data)
+    assert all(torch.equal(a, b) for a, b in zip(found, buffers(model), strict=True))

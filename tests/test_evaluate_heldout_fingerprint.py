@@ -29,7 +29,13 @@ def other_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     return model(batch[0]), batch[1]
 
 
+def scaled(model: nn.Module, batch: Any, scale: Any) -> tuple[Tensor, Tensor]:
+    return model(batch[0]), batch[1]
+
+
 class Scaled:
+    func = "no function"
+
     def __call__(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
         return model(batch[0]), batch[1]
 
@@ -72,6 +78,10 @@ def test_whatever_a_score_depends_on_changes_the_fingerprint() -> None:
         HeldOut((X, Y), forward, batch_size=8),
         HeldOut((X, Y), other_forward, batch_size=8),
         HeldOut((X, Y), Scaled(), batch_size=8),
+        HeldOut((X, Y), partial(scaled, scale=2), batch_size=8),
+        HeldOut((X, Y), partial(scaled, scale=3), batch_size=8),
+        HeldOut((X, Y), partial(scaled, scale=Y), batch_size=8),
+        HeldOut((X, Y), partial(scaled, scale=changed), batch_size=8),
     ]
     found = [one.fingerprint for one in different]
     assert len(set(found)) == len(found)
@@ -82,6 +92,10 @@ def test_a_forward_is_known_by_its_qualified_name() -> None:
     assert HeldOut((X, Y), partial(forward)).fingerprint == expected
     assert HeldOut(HeldOut((X, Y), forward), batch_size=2).fingerprint == expected
     assert HeldOut((X, Y), Scaled()).fingerprint == HeldOut((X, Y), Scaled()).fingerprint
+    made = [
+        HeldOut((X, Y), partial(scaled, scale=[Y.clone(), "a", Scaled()][i])).fingerprint for i in (0, 0, 1, 1, 2, 2)
+    ]
+    assert made[::2] == made[1::2]
 
 
 def test_fingerprints_agree_across_processes() -> None:

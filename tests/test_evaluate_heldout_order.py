@@ -181,6 +181,7 @@ def test_values_that_are_the_same_in_every_batch_are_carried_along() -> None:
         ([(X[:9], Y[:9]), {"x": X[9:], "labels": Y[9:]}], "batch 1 holds other things than batch 0"),
         ([(X[:9], Y[:9]), (X[9:], X[9:], Y[9:])], "batch 1 holds other things than batch 0"),
         ([(X[:2], ["a", "b"], Y[:2])], r"\[1\] may be a list with one entry a sample"),
+        ([(list(torch.ones(2, 3, 3, 4)[i]), Y[:3]) for i in (0, 1)], r"\[0\] may be a list with one entry a sample"),
         ([{"x": X[:3], "meta": {"name": ("a", "b", "c")}, "labels": Y[:3]}], r"\['meta'\]\['name'\] may be a list"),
         ([(X, np.zeros(N), Y)], r"\[1\] of batch 0 is a ndarray, not a plain tensor"),
         ([(X.view(N, 6).to_sparse(), Y)], r"\[0\] of batch 0 is a Tensor, not a plain tensor"),

@@ -113,6 +113,13 @@ def test_every_kind_of_data_gives_the_split_of_its_labels(data: Any, tmp_path: P
     assert load_split(tmp_path / "split.json", data) == split
 
 
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    split = heldout_split(LABELS, np.int64(5), np.int64(3))
+    assert split == heldout_split(LABELS, 5, 3)
+    save_split(split, tmp_path / "split.json")
+    assert load_split(tmp_path / "split.json", LABELS) == split
+
+
 def test_classes_may_have_names() -> None:
     names = ["cat"] * 5 + ["dog"] * 5
     assert Counter(names[index] for index in heldout_split(names, 2).heldout) == {"cat": 2, "dog": 2}
@@ -129,6 +136,7 @@ def test_classes_may_have_names() -> None:
         (torch.zeros(30, 2).long(), "labels must have one dimension: found 2"),
         ([{"x": 1}] * 30, r"a sample has no label: found keys \['x'\], expected 'labels' or 'label'"),
         ({"x": X, "y": Y}, r"a sample has no label: found keys \['x', 'y'\]"),
+        ([{"x": 1, 2: 3}] * 30, r"a sample has no label: found keys \[2, 'x'\]"),
         (Endless(), "cannot be read sample by sample: found Endless"),
         ("labels.txt", "cannot be read sample by sample: found str"),
         (iter(LABELS), "cannot be read sample by sample: found list_iterator"),

@@ -9,7 +9,9 @@ import os
 import resource
 import shutil
 import struct
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from pysoup.errors import OutputError, SoupError
 from pysoup.soups.journal import Journal
+from pysoup.soups.journal_file import JournalFile
 
 IDENTITY = {"options": {"accept": ">="}, "heldout": "0af3"}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool]
@@ -278,6 +281,43 @@ def test_line_is_not_recorded_until_the_disk_has_it(tmp_path: Path, monkeypatch:
             with pytest.raises(OutputError, match="cannot write the journal: Input/output error"):
                 journal.record("k", 1)
         assert "k" not in journal
+
+
+def interrupted(journal: Journal, at: int) -> bool:
+    """Whether Ctrl-C came before the line of this number of :meth:`JournalFile.append`, else it was done before."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal lines
+        if frame.f_code is not JournalFile.append.__code__:
+            return None
+        lines += event in ("line", "return")
+        if lines == at:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        journal.record("long", "x" * 500)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_ctrl_c_at_any_line_leaves_a_journal_that_can_be_written_on(tmp_path: Path) -> None:
+    for at in range(1, 100):
+        with Journal.open(tmp_path / str(at), IDENTITY) as journal:
+            hit = interrupted(journal, at)
+            journal.record("short", 1)
+        found = recorded(tmp_path / str(at))
+        assert found.pop("short") == 1
+        assert found in ({}, {"long": "x" * 500})
+        if not hit:
+            break
+    assert 5 < at < 99
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -273,12 +273,36 @@ def test_file_written_just_now_is_hashed_again(setting: Setting, hashed: list[st
     assert hashed == ["a.safetensors"]
 
 
+def test_file_that_was_fresh_when_its_hashing_began_is_hashed_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, start, names = identity.fingerprint_file, time.time_ns(), []
+    clock = [start]
+
+    def slow(checkpoint: Any) -> str:
+        names.append(checkpoint.path.name)
+        clock[0] += 60_000_000_000
+        return original(checkpoint)
+
+    monkeypatch.setattr(identity, "fingerprint_file", slow)
+    monkeypatch.setattr(time, "time_ns", lambda: clock[0])
+    for name in ("a.safetensors", "b.safetensors"):
+        os.utime(setting.folder / name, ns=(start, start))
+    hashed: dict[str, Any] = {}
+    identity_of(setting.candidates()[:1], setting.heldout, setting.metric, {}, model=setting.model).parts(hashed)
+    assert hashed == {}
+    identity_of(setting.candidates()[:2], setting.heldout, setting.metric, {}, model=setting.model).parts(hashed)
+    assert names == ["a.safetensors", "a.safetensors", "b.safetensors"]
+    assert len(hashed) == 2
+
+
 def test_difference_of_the_first_part_is_the_one_told() -> None:
     old = {"a": 1, "b": {"x": 1, "y": 2}}
     assert journal.first_difference(old, {"a": 1, "b": {"x": 1, "y": 2}}) == ""
     assert journal.first_difference(old, {"a": 1, "b": {"x": 2, "y": 3}}) == "b x was 1, it is 2 now"
     assert journal.first_difference(old, {"a": 1}) == "b was {'x': 1, 'y': 2}, it is absent now"
     assert journal.first_difference({"a": 1}, {"a": 1.0}) == "a was 1, it is 1.0 now"
+    assert journal.first_difference({"a": {"x": None}, "b": 1}, {"a": {}, "b": 2}) == "b was 1, it is 2 now"
 
 
 def test_long_values_are_cut_in_the_message() -> None:

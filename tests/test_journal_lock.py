@@ -29,10 +29,10 @@ if "fork" in sys.argv:
         try:
             journal.record("child", 1)
         except Exception as error:
-            print(error, flush=True)
+            os.write(1, f"{error}\n".encode())  # whole lines: two processes write to one pipe
         sys.stdin.read()
         os._exit(0)
-print("open", flush=True)
+os.write(1, b"open\n")
 sys.stdin.read()
 """
 
@@ -75,6 +75,23 @@ def test_refusal_comes_before_the_identity_is_looked_at(tmp_path: Path) -> None:
 
     with Journal.open(tmp_path, IDENTITY), pytest.raises(SoupError, match="another run is using this directory"):
         Journal.open(tmp_path, Costly())
+
+
+def test_process_that_has_ended_is_not_taken_for_the_holder(tmp_path: Path) -> None:
+    with holder(tmp_path) as process:
+        assert read_line(process) == "open"
+    refused: list[str] = []
+
+    class Costly:
+        def parts(self, hashed: dict[str, object]) -> dict[str, object]:
+            """As another process would, while this one still hashes."""
+            with pytest.raises(SoupError) as caught:
+                Journal.open(tmp_path, IDENTITY)
+            refused.append(str(caught.value))
+            return dict(IDENTITY)
+
+    Journal.open(tmp_path, Costly()).close()
+    assert refused == [f"{tmp_path}: another run is using this directory"]
 
 
 def test_same_process_twice_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:

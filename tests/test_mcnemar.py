@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pysoup.errors import SoupError
 from pysoup.evaluate import HeldOut, McNemar, correct, evaluate, mcnemar
@@ -76,6 +77,12 @@ def test_correct_says_which_samples_accuracy_counts() -> None:
     assert right.dtype == torch.bool
     assert torch.equal(right, expected)
     assert evaluate(model, held) == expected.sum().item() / 50
+
+
+def test_correct_refuses_data_that_may_come_in_another_order() -> None:
+    loader = DataLoader(TensorDataset(torch.zeros(3, 2), torch.arange(3)), shuffle=True)
+    with pytest.raises(SoupError, match="in the same order: found DataLoader, expected a HeldOut"):
+        correct(nn.Linear(2, 3), loader)
 
 
 def test_correct_refuses_labels_that_are_no_class() -> None:

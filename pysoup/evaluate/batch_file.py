@@ -10,11 +10,12 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from ..errors import OutputError
+from ..errors import OutputError, SoupError
 
 _ALIGNMENT = 64
 # In Python's mmap from 3.13 on; this is Linux's number on x86 and ARM.
@@ -42,14 +43,19 @@ class BatchFile:
     """
 
     def __init__(self) -> None:
-        self._directory = tempfile.gettempdir()
+        self._directory: str | None = None
         try:
+            self._directory = tempfile.gettempdir()
             with tempfile.TemporaryFile(prefix="pysoup-", buffering=0) as file:
                 self._fd = os.dup(file.fileno())
         except OSError as error:
             raise self._failed(error) from None
         weakref.finalize(self, os.close, self._fd)
         self._size = 0
+
+    def __reduce__(self) -> NoReturn:
+        # A copy would have the number of a descriptor that is another file's in another process, or after a while.
+        raise SoupError("held-out batches in a temporary file cannot be copied or sent to another process")
 
     def write(self, tensor: Tensor) -> Slot:
         """Append a plain tensor of at least one element. Raises :class:`OutputError` where there is no room."""
@@ -68,11 +74,11 @@ class BatchFile:
 
     def opened(self) -> Callable[[Slot], Tensor]:
         """A new mapping of the file as it is now, as a function from slots to tensors; it lasts as long as they do."""
-        os.ftruncate(self._fd, self._size)
+        os.ftruncate(self._fd, max(self._size, 1))  # an empty file cannot be mapped
         # Private pages count as if all were written to; without this flag a file larger than the RAM is refused.
         flags, access = mmap.MAP_PRIVATE | _NO_RESERVE, mmap.PROT_READ | mmap.PROT_WRITE
         try:
-            mapping = mmap.mmap(self._fd, self._size, flags=flags, prot=access)
+            mapping = mmap.mmap(self._fd, 0, flags=flags, prot=access)
         except OSError as error:
             raise self._failed(error) from None
 
@@ -84,7 +90,8 @@ class BatchFile:
 
     def _failed(self, error: OSError) -> OutputError:
         what = "the held-out batches beyond the memory budget cannot be kept in a temporary file (TMPDIR says where)"
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return OutputError(f"{what}: {(error.strerror or str(error)).lower()}", file=self._directory)
+        if self._directory is None or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            why = error.strerror or str(error)
+            return OutputError(f"{what}: {why[:1].lower()}{why[1:]}", file=self._directory)
         free = shutil.disk_usage(self._directory).free
         return OutputError(f"{what}: disk is full", file=self._directory, found=f"{free} bytes free")

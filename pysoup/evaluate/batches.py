@@ -41,7 +41,7 @@ def iterate(data: Any, batch_size: int) -> Iterable[Any]:
         raise SoupError(
             "not held-out data",
             found=type(data).__name__,
-            expected="a DataLoader, a Dataset, a tuple of tensors or an iterable of batches",
+            expected="a DataLoader, a Dataset, a tuple or dictionary of tensors, or an iterable of batches",
         )
     return data
 
@@ -126,13 +126,3 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
         # torch keeps the pinned memory until the copy from it is done.
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def same_tensor(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bytes in the same shape, NaN and -0.0 included."""
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    if one.numel() == 0:
-        return True
-    first, second = (t.detach().to("cpu").contiguous().view(-1).view(torch.uint8) for t in (one, other))
-    return torch.equal(first, second)

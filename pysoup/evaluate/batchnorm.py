@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..errors import SoupError
 from .batches import iterate, moved
 from .forward import Forward, apply
 from .heldout import HeldOut
-from .scoring import device_of, flags_kept
+from .scoring import device_of, flags_kept, precision
 
 
 @torch.no_grad()
@@ -38,11 +37,10 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, forward: Forward | None =
     ]
     if not layers:
         return 0
-    precision: AbstractContextManager[Any] = nullcontext()
+    autocast = None
     if isinstance(data, HeldOut):
         forward = data.forward if forward is None else forward
-        if data.autocast is not None:
-            precision = torch.autocast((device_of(model) or torch.device("cpu")).type, dtype=data.autocast)
+        autocast = data.autocast
     batches = iter(iterate(data, batch_size))
     first = next(batches, None)
     if first is None:
@@ -51,7 +49,7 @@ def recalibrate_batchnorm(model: nn.Module, data: Any, forward: Forward | None =
     saved = [[(buffer, buffer.clone()) for buffer in layer.buffers(recurse=False)] for layer in layers]
     with flags_kept(model):
         try:
-            with precision:
+            with precision(autocast, device_of(model)):
                 _estimate(model, layers, chain([first], batches), forward)
         except BaseException:
             for buffer, value in chain.from_iterable(saved):

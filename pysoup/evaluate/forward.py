@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import SoupError
+from ..fingerprint import fingerprint_data
 
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]
 """``forward(model, batch) -> (logits, labels)``: how a model is applied to one batch."""
@@ -21,7 +23,9 @@ def default_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     """
     if isinstance(batch, Mapping):
         if "labels" not in batch:
-            raise SoupError("a dictionary batch needs its labels", found=f"keys {sorted(batch)}", expected="'labels'")
+            raise SoupError(
+                "a dictionary batch needs its labels", found=f"keys {sorted(batch, key=str)}", expected="'labels'"
+            )
         labels = batch["labels"]
     elif isinstance(batch, (tuple, list)) and len(batch) >= 2:
         labels = batch[-1]
@@ -44,12 +48,32 @@ def apply(model: nn.Module, batch: Any) -> Any:
 
 
 def name_of(forward: Forward) -> str:
-    """By which a fingerprint knows ``forward``: its qualified name, or that of its class."""
-    if forward is default_forward:
-        return "default"
-    while hasattr(forward, "func"):  # functools.partial
-        forward = forward.func
-    return str(getattr(forward, "__qualname__", type(forward).__qualname__))
+    """By which a fingerprint knows ``forward``: its qualified name, or that of its class, and what is bound to it."""
+    return name_with_bound(forward, lambda f: "default" if f is default_forward else _qualified(f))
+
+
+def name_with_bound(function: Any, name: Callable[[Any], str]) -> str:
+    """The ``name`` of a function, followed by the arguments that a ``functools.partial`` binds to it.
+
+    The same in every process: numbers and text as they are written, other data by its fingerprint; of anything else,
+    the name of its class has to do.
+    """
+    if not isinstance(function, functools.partial):
+        return name(function)
+    bound = [_argument(value) for value in function.args]
+    bound += [f"{key}={_argument(value)}" for key, value in sorted(function.keywords.items())]
+    inner = name_with_bound(function.func, name)
+    return f"{inner}({', '.join(bound)})" if bound else inner
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, (str, int, float, type(None))):
+        return repr(value)
+    return fingerprint_data(value) or type(value).__qualname__
+
+
+def _qualified(function: Any) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
 
 
 def _logits(output: Any) -> Tensor:

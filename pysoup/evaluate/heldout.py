@@ -124,9 +124,9 @@ class HeldOut:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what a score depends on besides the model, the same in every process.
 
-        It covers the content, order and bounds of the batches, ``autocast`` and the qualified name of ``forward`` (not
-        its code); not the place where batches are kept. Computed at first use, in one pass. Raises :class:`SoupError`
-        where a batch holds other things than tensors, arrays, numbers and text.
+        It covers the content, order and bounds of the batches, ``autocast``, the qualified name of ``forward`` (not its
+        code) and what a ``functools.partial`` binds to it; not the place where batches are kept. Computed at first use,
+        in one pass. Raises :class:`SoupError` where a batch holds other things than tensors, arrays, numbers and text.
         """
         if self._fingerprint is None:
             content = ContentHash()

@@ -46,7 +46,12 @@ def correct(model: nn.Module, heldout: HeldOut | Any) -> Tensor:
     """Which held-out samples ``model`` has right: bool ``[N]`` on the CPU, in the order of the set.
 
     As for ``"accuracy"``: the label's logit is the largest, of equal ones the lowest class counts, a NaN row is wrong.
+    :class:`SoupError` for other data than a :class:`HeldOut`: a loader that shuffles would give the next model another
+    order.
     """
+    if not isinstance(heldout, HeldOut):
+        what = "it is not certain that another model would get these samples in the same order"
+        raise SoupError(what, found=type(heldout).__name__, expected="a HeldOut, the same one for both models")
     accumulator = _Right()
     run_evaluation(model, heldout, Metric(as_metric("accuracy").fn, "max", "accuracy", lambda: accumulator))
     return torch.cat(accumulator.batches).cpu()

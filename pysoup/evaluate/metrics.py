@@ -159,8 +159,9 @@ class _Collected:
         if self.logits and self.logits[0].shape[1:] != logits.shape[1:]:
             expected = f"logits of shape {['N', *self.logits[0].shape[1:]]}, as in the first batch"
             raise shape_error(logits, labels, expected)
-        self.logits.append(logits.detach().to("cpu", torch.float32))
-        self.labels.append(labels.detach().to("cpu"))
+        # Copies: a forward may give every batch in one buffer.
+        self.logits.append(logits.detach().to("cpu", torch.float32, copy=True))
+        self.labels.append(labels.detach().to("cpu", copy=True))
         self.samples += len(labels)
 
     def bound(self, samples: int) -> float | None:

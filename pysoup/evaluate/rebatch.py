@@ -139,12 +139,12 @@ def _fact(leaf: Any, count: int) -> tuple[bool, str]:
 
 
 def _lists_of(batch: Any, count: int, path: Path = ()) -> Iterator[Path]:
-    """Lists inside of ``batch`` with a scalar for each sample, by the look of them: names, say."""
+    """Lists inside of ``batch`` with one entry for each sample, by the look of them: names or images, say."""
     if isinstance(batch, Mapping):
         items = list(batch.items())
     elif isinstance(batch, (tuple, list)):
         items = list(enumerate(batch))
-        if path and len(items) == count and all(isinstance(item, _SCALARS) for item in batch):
+        if path and len(items) == count and any(all(isinstance(i, kind) for i in batch) for kind in (_SCALARS, Tensor)):
             yield path
     else:
         return

@@ -73,7 +73,7 @@ def run_evaluation(
     started = time.perf_counter()
     # no_grad, not inference_mode: a cache or buffer that a model makes in its forward would become an inference
     # tensor, and the next candidate could not be written into it.
-    with evaluating(model), torch.no_grad(), _autocast(heldout.autocast, device) as full_precision:
+    with evaluating(model), torch.no_grad(), precision(heldout.autocast, device) as full_precision:
         for number, batch in enumerate(heldout.batches(device), 1):
             logits, labels = _pair(heldout.forward(model, batch))
             with full_precision():
@@ -91,7 +91,7 @@ def run_evaluation(
 
 
 @contextmanager
-def _autocast(
+def precision(
     dtype: torch.dtype | None, device: torch.device | None
 ) -> Iterator[Callable[[], AbstractContextManager[Any]]]:
     """Mixed precision for a while, if there is a ``dtype``; yields what switches it off again for the metric.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,10 @@ def heldout_split(data: Any, per_class: int = 26, seed: int = 0) -> Split:
     """
     if per_class < 1:
         raise SoupError("per_class must be positive", found=per_class)
+    per_class, seed = (
+        operator.index(per_class),
+        operator.index(seed),
+    )  # plain ones of numpy's, for the generator and JSON
     labels = _labels(data)
     draws = random.Random(seed)
     members: dict[Any, list[tuple[float, int]]] = {}
@@ -158,7 +163,7 @@ def _label_of(sample: Any) -> Any:
     for key in ("labels", "label"):
         if key in sample:
             return sample[key]
-    raise SoupError("a sample has no label", found=f"keys {sorted(sample)}", expected="'labels' or 'label'")
+    raise SoupError("a sample has no label", found=f"keys {sorted(sample, key=str)}", expected="'labels' or 'label'")
 
 
 def _labels_fingerprint(labels: list[Any]) -> str:

@@ -96,7 +96,8 @@ class _Held:
         self.is_given = is_given
 
     def keep(self, batch: Any) -> Any:
-        return moved(batch, self.device)
+        batch = moved(batch, self.device)
+        return batch if self.is_given else rebuilt(batch, _private)
 
     def loader(self) -> Callable[[Any], Any]:
         return lambda batch: batch
@@ -138,6 +139,13 @@ class _Filed:
         assert self._file is not None  # made with the first batch
         tensor = self._file.opened()
         return lambda batch: rebuilt(batch, lambda _, leaf: tensor(leaf) if isinstance(leaf, Slot) else leaf)
+
+
+def _private(_: Path, leaf: Any) -> Any:
+    """Not in memory shared with a loader's workers: each tensor there takes an open file, and all of them /dev/shm."""
+    if isinstance(leaf, Tensor) and is_plain(leaf) and leaf.device.type == "cpu" and leaf.untyped_storage().is_shared():
+        return leaf.clone()
+    return leaf
 
 
 def is_plain(tensor: Tensor) -> bool:
