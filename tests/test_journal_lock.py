@@ -19,7 +19,7 @@ from pysoup.soups.journal import Journal
 
 IDENTITY = {"heldout": "0af3"}
 
-HOLDER = """
+HOLDER = r"""
 import os, sys
 from pysoup.soups.journal import Journal
 journal = Journal.open(sys.argv[1], {"heldout": "0af3"})
