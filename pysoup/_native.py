@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -65,8 +66,9 @@ def default_threads() -> int:
     return max(1, min(count, _cgroup_quota() or count))
 
 
+@cache
 def _cgroup_quota() -> int | None:
-    """Processors granted by the cgroup (v2, then v1), rounded up, or None where there is no quota."""
+    """Processors granted by the cgroup (v2, then v1), rounded up, or None where there is no quota. Asked once."""
     for path, period_path in (
         ("/sys/fs/cgroup/cpu.max", None),
         ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
