@@ -21,6 +21,7 @@
 #include "cpu/probe.h"
 #include "cpu/strided.h"
 #include "errors.h"
+#include "io/mapped.h"
 #include "io/plan.h"
 #include "io/run.h"
 
@@ -129,9 +130,9 @@ class Raised {
 // Runs the plan without the GIL. About every 50 ms it comes back for signals (Ctrl-C) and calls progress(bytes). A run
 // that fails or is stopped leaves no rows in plan.nonfinite.
 void run(const std::shared_ptr<BoundPlan>& plan, const std::string& isa, int threads, std::size_t buffer_bytes,
-         const py::object& progress) {
+         const py::object& progress, bool direct) {
   const KernelTable& kernels = kernels_for(isa);
-  RunOptions options{threads, buffer_bytes};
+  RunOptions options{threads, buffer_bytes, direct};
   Raised raised;
   Tick tick = [&](std::uint64_t done) {
     return raised.none([&] {
@@ -314,7 +315,8 @@ PYBIND11_MODULE(_C, m) {
       .def("find_overlap", [](const BoundPlan& plan) { return find_overlap(plan); })
       .def_property_readonly("segments", [](const BoundPlan& plan) { return plan.segments.size(); })
       .def("run", &run, py::arg("isa"), py::arg("threads"), py::arg("buffer_bytes") = 0,
-           py::arg("progress") = py::none());
+           py::arg("progress") = py::none(), py::arg("direct") = false)
+      .def("absent_share", [](const BoundPlan& plan) { return MappedFiles(plan).absent_share(); });
   m.def("strided_copy", &copy_strided, py::arg("dst"), py::arg("dst_offset_bytes"), py::arg("dst_strides"),
         py::arg("src"), py::arg("src_offset_bytes"), py::arg("src_strides"), py::arg("shape"), py::arg("itemsize"));
   m.def("score_logits", &score, py::arg("isa"), py::arg("threads"), py::arg("logits"), py::arg("dtype"),

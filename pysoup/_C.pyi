@@ -34,8 +34,14 @@ class Plan:
     def nonfinite(self) -> list[int]: ...
     def find_overlap(self) -> tuple[int, int]: ...
     def run(
-        self, isa: str, threads: int, buffer_bytes: int = 0, progress: Callable[[int], object] | None = None
+        self,
+        isa: str,
+        threads: int,
+        buffer_bytes: int = 0,
+        progress: Callable[[int], object] | None = None,
+        direct: bool = False,
     ) -> None: ...
+    def absent_share(self) -> float: ...
 
 def strided_copy(
     dst: Buffer,

@@ -95,9 +95,16 @@ def threads_or_default(threads: int | None) -> int:
 
 
 def run(
-    plan: Any, *, threads: int, buffer_bytes: int = 0, progress: Callable[[int], object] | None = None
+    plan: Any,
+    *,
+    threads: int,
+    buffer_bytes: int = 0,
+    progress: Callable[[int], object] | None = None,
+    direct: bool = False,
 ) -> list[int]:
     """Runs a native plan on the active ISA; ``progress`` gets the bytes moved so far, about 20 times a second.
+
+    ``direct`` reads what the page cache does not hold past it, where the file system and ``buffer_bytes`` allow that.
 
     Returns the rows of the plan's columns, ascending, whose result is NaN or infinite somewhere: an input was, or the
     mean is beyond the output type's range. F8_E4M3 has no infinity, so a row of that type is there only for a NaN.
@@ -108,7 +115,7 @@ def run(
     """
     native = load()
     try:
-        plan.run(active_isa(), threads, buffer_bytes, progress)
+        plan.run(active_isa(), threads, buffer_bytes, progress, direct)
         return list(plan.nonfinite)
     except native.NativeError as error:
         if error.args[1] in ("read", "short_read", "write"):

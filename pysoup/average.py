@@ -85,9 +85,10 @@ def average_checkpoints(
 
     ``weights`` are K numbers, normalised to sum 1 unless ``normalize=False``; an ingredient of weight 0 is checked but
     not read. ``dtype`` is the floating-point type of the output, required where the inputs' types differ. ``memory``
-    bounds the buffers (bytes, or text such as ``"64MiB"``), in all and over all threads. ``keys="intersection"`` keeps
-    the tensors that all inputs have, ``"union"`` averages each over the inputs that have it, not all of them of weight
-    0. ``integers``: see :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
+    bounds the buffers (bytes, or text such as ``"64MiB"``), in all and over all threads; large files that are not in
+    the page cache are read past it, by more than ``threads`` threads. ``keys="intersection"`` keeps the tensors that
+    all inputs have, ``"union"`` averages each over the inputs that have it, not all of them of weight 0.
+    ``integers``: see :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
 
     The output is written beside its place and renamed, so an old one is whole until the new one is. ``sync`` waits for
     the disk before the rename, which a power failure asks for and a killed process does not; by default that is done
@@ -155,14 +156,16 @@ def average_checkpoints(
     started = time.perf_counter()
     if sync is None:
         sync = os.path.lexists(output)
-    _allow_descriptors(len(writer.shards) + sum(len(member.checkpoint.files) for member in members))
+    _allow_descriptors(len(writer.shards) + 2 * sum(len(member.checkpoint.files) for member in members))
     with open_members(members, scratch=Path(output).absolute().parent), writer:
-        plan.run(
+        report.threads, buffer_bytes = plan.run(
             writer,
             threads=report.threads,
             buffer_bytes=buffer_bytes,
+            budget=budget,
             progress=progress,
         )
+        report.memory_bytes = report.threads * buffer_bytes
         for member in members:
             member.check_unchanged()
         report.nonfinite = plan.nonfinite
@@ -175,7 +178,8 @@ def average_checkpoints(
 @contextmanager
 def open_members(members: Sequence[Member], scratch: Path | None = None) -> Iterator[None]:
     """Opens every file of every member for the duration of the block; see :meth:`Member.open`."""
-    _allow_descriptors(sum(len(member.checkpoint.files) for member in members))
+    # Twice: the native run may open each once more.
+    _allow_descriptors(2 * sum(len(member.checkpoint.files) for member in members))
     try:
         for member in members:
             member.open(scratch)

@@ -31,6 +31,13 @@ _CACHED_BUFFER = 1 << 20
 _BYTES_PER_INPUT = 32 << 10
 # A thread with less than this to read at a time costs more than it brings, its own stack included.
 _LEAST_BUFFER = 64 << 10
+# Reading past the page cache: a disk is kept busy by this many threads, also where fewer processors do the sums, and by
+# reads of 256 KiB; longer ones are no faster and take more memory.
+_COLD_THREADS = 8
+_COLD_THREADS_PER_THREAD = 4
+_COLD_READ = 256 << 10
+# Below this, reads that overlap are not worth their threads.
+_LEAST_COLD_BYTES = 32 << 20
 _GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.h
 
 
@@ -173,18 +180,28 @@ class FilePlan:
         *,
         threads: int,
         buffer_bytes: int,
+        budget: int,
         progress: Callable[[int, int], object] | None,
-    ) -> None:
-        """Reads, averages and writes everything; the members' files and the writer are open."""
+    ) -> tuple[int, int]:
+        """Reads, averages and writes everything; the members' files and the writer are open.
+
+        Returns the threads and the buffer bytes a thread that were used: the given ones, or others within ``budget``
+        bytes for files that have to come from the disk.
+        """
         rows: list[str] = []
         plan = self._native_plan(writer, rows)
+        cold = cold_buffers(plan, budget, threads, len(self.members))
+        threads, buffer_bytes = cold or (threads, buffer_bytes)
         total = plan.bytes
         report = None if progress is None else lambda done: progress(done, total)
         try:
-            flagged = _native.run(plan, threads=threads, buffer_bytes=buffer_bytes, progress=report)
+            flagged = _native.run(
+                plan, threads=threads, buffer_bytes=buffer_bytes, progress=report, direct=cold is not None
+            )
             self.nonfinite = [rows[row] for row in flagged or ()]
         except _native.load().NativeError as error:
             raise self._translate(error, writer) from None
+        return threads, buffer_bytes
 
     def _native_plan(self, writer: CheckpointWriter, rows: list[str]) -> Any:
         """The plan; ``rows`` gets the tensor of each of its segments."""
@@ -260,6 +277,26 @@ def fit_buffers(budget: int, threads: int, minimum: int, inputs: int) -> tuple[i
     preferred = max(_CACHED_BUFFER, inputs * _BYTES_PER_INPUT)
     threads = max(1, min(threads, budget // max(minimum, _LEAST_BUFFER)))
     return threads, max(minimum, min(budget // threads, preferred))
+
+
+def cold_buffers(plan: Any, budget: int, threads: int, inputs: int) -> tuple[int, int] | None:
+    """Threads and buffer bytes a thread within ``budget`` for a run with ``direct=True``; None where it would not pay.
+
+    It pays where the page cache holds less than half of the inputs, for files that are read once: they are not in the
+    page cache afterwards. ``PYSOUP_DIRECT=off`` forbids it, ``on`` has it whatever the page cache holds. Raises
+    :class:`SoupError` for other values.
+    """
+    asked = os.environ.get("PYSOUP_DIRECT") or "auto"
+    if asked not in ("auto", "on", "off"):
+        raise SoupError("PYSOUP_DIRECT: not a way to read", found=asked, expected="auto, on or off")
+    files = inputs + 1  # the output passes through a buffer as well
+    wanted = max(threads, min(_COLD_THREADS, _COLD_THREADS_PER_THREAD * threads))
+    threads = min(wanted, budget // (files * _COLD_READ))
+    if asked == "off" or threads < 2:
+        return None
+    if asked == "auto" and (plan.bytes < _LEAST_COLD_BYTES or plan.absent_share() < 0.5):
+        return None
+    return threads, files * _COLD_READ
 
 
 def read_error(error: Any, members: Sequence[Member]) -> CheckpointError | None:

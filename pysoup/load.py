@@ -19,7 +19,7 @@ from .checkpoint.find import open_found
 from .checkpoint.output.preflight import free_bytes
 from .columns import MEMORY, Columns, accumulator
 from .errors import CheckpointError, OutputError, SoupError
-from .file_plan import fit_buffers, read_error
+from .file_plan import cold_buffers, fit_buffers, read_error
 from .ingredient import Ingredient, Layout
 from .integers import check_policy
 from .remarks import input_notes, nonfinite_notes
@@ -138,11 +138,14 @@ class _Loading:
         _check_scratch(sum(i.scratch_bytes for i in self.ingredients))
         with open_members(members):
             plan = self._plan()
-            threads, buffer_bytes = fit_buffers(budget, threads, plan.minimum_buffer, len(self.ingredients))
+            cold = cold_buffers(plan, budget, threads, len(self.ingredients))
+            threads, buffer_bytes = cold or fit_buffers(budget, threads, plan.minimum_buffer, len(self.ingredients))
             total = plan.bytes
             report = None if progress is None else lambda done: progress(done, total)
             try:
-                rows = _native.run(plan, threads=threads, buffer_bytes=buffer_bytes, progress=report)
+                rows = _native.run(
+                    plan, threads=threads, buffer_bytes=buffer_bytes, progress=report, direct=cold is not None
+                )
                 for member in members:
                     member.check_unchanged()
             except _native.load().NativeError as error:

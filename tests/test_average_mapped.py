@@ -1,4 +1,4 @@
-"""Inputs in the page cache are used where they lie, others are read: the same bits; a file cut short is an error."""
+"""Inputs in the page cache are used where they lie, others read, or read past it: the same bits and the same errors."""
 
 from __future__ import annotations
 
@@ -40,9 +40,12 @@ def _evict(path: Path) -> None:
     os.close(fd)
 
 
-@pytest.mark.parametrize("memory", ["64KiB", "64MiB"])
+@pytest.mark.parametrize(("memory", "direct"), [("64KiB", "auto"), ("64MiB", "off"), ("64MiB", "on")])
 @pytest.mark.parametrize("cached", ["all", "some", "none"])
-def test_bits_do_not_depend_on_what_the_page_cache_holds(tmp_path: Path, cached: str, memory: str) -> None:
+def test_bits_do_not_depend_on_what_the_page_cache_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cached: str, memory: str, direct: str
+) -> None:
+    monkeypatch.setenv("PYSOUP_DIRECT", direct)
     paths, states = _inputs(tmp_path / "in")
     for k, path in enumerate(paths):
         if cached == "none" or (cached == "some" and k == 1):
@@ -80,11 +83,12 @@ print(peak - base)
     assert int(run.stdout) < 200 << 20  # of 640 MB
 
 
-def test_file_cut_short_while_it_is_mapped_is_an_error_and_no_crash(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("memory", "direct"), [("20kB", "auto"), ("2MiB", "on")])
+def test_file_cut_short_while_it_is_mapped_is_an_error_and_no_crash(tmp_path: Path, memory: str, direct: str) -> None:
     paths, _ = _inputs(tmp_path / "in", count=4, elements=3_000_000)
     script = """
 import os, sys, pysoup
-*paths, output = sys.argv[1:]
+*paths, output, memory = sys.argv[1:]
 cut = False
 def progress(done, total):
     global cut
@@ -92,12 +96,15 @@ def progress(done, total):
         cut = True
         os.truncate(paths[1], 4096)
 try:
-    pysoup.average_checkpoints(paths, output, memory="20kB", threads=2, progress=progress, sync=False)
+    pysoup.average_checkpoints(paths, output, memory=memory, threads=2, progress=progress, sync=False)
 except pysoup.CheckpointError as error:
     print(error)
 """
     run = subprocess.run(
-        [sys.executable, "-c", script, *paths, tmp_path / "soup.safetensors"], capture_output=True, text=True
+        [sys.executable, "-c", script, *paths, tmp_path / "soup.safetensors", memory],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYSOUP_DIRECT": direct},
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(f"{paths[1]}: ")
@@ -106,10 +113,16 @@ except pysoup.CheckpointError as error:
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_live_model_takes_files_from_the_page_cache(tmp_path: Path) -> None:
+@pytest.mark.parametrize("direct", ["off", "on"])
+def test_live_model_takes_files_from_the_page_cache_or_past_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: str
+) -> None:
+    monkeypatch.setenv("PYSOUP_DIRECT", direct)
     layers = [torch.nn.Linear(900, 900) for _ in range(3)]
     for k, layer in enumerate(layers):
         torch.save(layer.state_dict(), tmp_path / f"{k}.pt")
+        if direct == "on":
+            _evict(tmp_path / f"{k}.pt")
     target = torch.nn.Linear(900, 900)
     pysoup.load_soup_(target, [tmp_path / f"{k}.pt" for k in range(3)])
     expected = average_state_dicts([layer.state_dict() for layer in layers])

@@ -25,6 +25,8 @@ constexpr std::size_t kAllWindows = 64u << 20;
 constexpr std::size_t kLeastWindow = 1u << 20;
 // Longest range looked up at once, in pages.
 constexpr std::size_t kMostPages = 4096;
+// Pages of a file that are looked up to guess how much of it the page cache holds.
+constexpr std::size_t kSamples = 64;
 
 const std::size_t page_bytes = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
 
@@ -38,14 +40,8 @@ bool residency_is_known(int fd, const struct stat& info) {
 
 }  // namespace
 
-MappedFiles::MappedFiles(const Plan& plan) {
-  std::vector<int> fds;
-  for (const Place& place : plan.sources) {
-    if (place.fd >= 0 && (fds.empty() || fds.back() != place.fd)) fds.push_back(place.fd);
-  }
-  std::sort(fds.begin(), fds.end());
-  fds.erase(std::unique(fds.begin(), fds.end()), fds.end());
-  for (int fd : fds) {
+MappedFiles::MappedFiles(const Plan& plan, bool read_ahead) {
+  for (int fd : source_files(plan)) {
     struct stat info;
     if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0 || !residency_is_known(fd, info)) {
       continue;
@@ -53,6 +49,7 @@ MappedFiles::MappedFiles(const Plan& plan) {
     std::size_t size = static_cast<std::size_t>(info.st_size);
     void* at = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
     if (at == MAP_FAILED) continue;
+    if (!read_ahead) (void)::madvise(at, size, MADV_RANDOM);
     auto mapping = std::make_unique<Mapping>(fd, static_cast<char*>(at), size);
     if (mapping->guard.protects()) {
       mappings_.push_back(std::move(mapping));
@@ -71,6 +68,22 @@ MappedFiles::~MappedFiles() {
     mapping.reset();  // the guard first: something else may be mapped there right after
     ::munmap(begin, size);
   }
+}
+
+double MappedFiles::absent_share() const {
+  double absent = 0;
+  double all = 0;
+  for (const std::unique_ptr<Mapping>& mapping : mappings_) {
+    std::size_t pages = (mapping->size + page_bytes - 1) / page_bytes;
+    for (std::size_t i = 0; i < kSamples; ++i) {
+      unsigned char present = 1;
+      std::size_t page = pages * (2 * i + 1) / (2 * kSamples);  // in the middle of equal parts
+      (void)::mincore(mapping->begin + page * page_bytes, 1, &present);
+      if ((present & 1) == 0) absent += static_cast<double>(pages);
+      all += static_cast<double>(pages);
+    }
+  }
+  return all > 0 ? absent / all : 0.0;
 }
 
 const char* MappedFiles::find(int fd, std::uint64_t offset, std::size_t bytes) {
@@ -99,9 +112,10 @@ void MappedFiles::let_go_behind(Mapping& mapping, std::size_t offset) const {
   (void)::madvise(mapping.begin + before, until - before, MADV_DONTNEED);
 }
 #else
-MappedFiles::MappedFiles(const Plan&) {}
+MappedFiles::MappedFiles(const Plan&, bool) {}
 MappedFiles::~MappedFiles() = default;
 const char* MappedFiles::find(int, std::uint64_t, std::size_t) { return nullptr; }
+double MappedFiles::absent_share() const { return 0.0; }
 #endif
 
 void MappedFiles::check(int fd, std::uint64_t offset) const {

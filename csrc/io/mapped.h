@@ -17,7 +17,8 @@ namespace soup {
 class MappedFiles {
  public:
   // Maps the files that the plan reads, as far as that is possible and of use; the others find() does not know.
-  explicit MappedFiles(const Plan& plan);
+  // Without read_ahead, using what is there does not make the kernel read what follows it.
+  explicit MappedFiles(const Plan& plan, bool read_ahead = true);
   ~MappedFiles();
   MappedFiles(const MappedFiles&) = delete;
   MappedFiles& operator=(const MappedFiles&) = delete;
@@ -26,6 +27,9 @@ class MappedFiles {
   // buffer: not mapped, not in the page cache. Files are best gone through in ascending order: what lies far behind is
   // let go, so that the process does not seem to hold whole files in memory.
   const char* find(int fd, std::uint64_t offset, std::size_t bytes);
+
+  // How much of the files the page cache does not hold, by samples: 0 to 1. 0 where that is not known.
+  double absent_share() const;
 
   // Throws kShortRead if the file has become shorter than what find() has given out. To be asked after the bytes were
   // used: until then they may have been zeros.

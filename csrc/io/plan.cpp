@@ -114,6 +114,16 @@ SegmentCost cost_of(const Plan& plan, const Segment& segment) {
   return cost;
 }
 
+std::vector<int> source_files(const Plan& plan) {
+  std::vector<int> fds;
+  for (const Place& place : plan.sources) {
+    if (place.fd >= 0 && (fds.empty() || fds.back() != place.fd)) fds.push_back(place.fd);
+  }
+  std::sort(fds.begin(), fds.end());
+  fds.erase(std::unique(fds.begin(), fds.end()), fds.end());
+  return fds;
+}
+
 std::uint64_t plan_bytes(const Plan& plan) {
   std::uint64_t bytes = 0;
   for (const Segment& segment : plan.segments) bytes += cost_of(plan, segment).moved * segment.n;

@@ -60,6 +60,9 @@ RowRange rows_of(const Plan& plan, std::size_t segment);
 std::uint64_t row_start(const Plan& plan, RowRange rows, std::size_t row);
 std::size_t row_at(const Plan& plan, RowRange rows, std::uint64_t element);
 
+// The descriptors of the files that a plan reads, ascending.
+std::vector<int> source_files(const Plan& plan);
+
 // Bytes that a run reads plus those that it writes.
 std::uint64_t plan_bytes(const Plan& plan);
 

@@ -16,6 +16,7 @@
 
 #include "../errors.h"
 #include "../float_environment.h"
+#include "direct.h"
 #include "mapped.h"
 #include "nonfinite.h"
 #include "positional.h"
@@ -31,12 +32,23 @@ constexpr std::uint64_t kInlineBytes = 1u << 20;
 constexpr std::uint64_t kStreamBytes = 4u << 20;
 constexpr auto kTickInterval = std::chrono::milliseconds(50);
 
-std::size_t align_up(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
+std::size_t align_up(std::size_t bytes, std::size_t to) { return (bytes + to - 1) / to * to; }
+
+// Whether every chunk could hold at least a granule between the ends of blocks.
+bool room_for_blocks(const Plan& plan, std::size_t buffer_bytes) {
+  std::size_t most = 0;
+  for (const Segment& segment : plan.segments) most = std::max(most, cost_of(plan, segment).buffers);
+  return buffer_bytes >= plan_minimum_buffer(plan) + most * DirectFiles::kSlack;
+}
 
 class Run {
  public:
   Run(const Plan& plan, const KernelTable& kernels, const RunOptions& options)
-      : plan_(plan), kernels_(kernels), buffer_bytes_(options.buffer_bytes) {
+      : plan_(plan),
+        kernels_(kernels),
+        buffer_bytes_(options.buffer_bytes),
+        wants_direct_(options.direct && room_for_blocks(plan, options.buffer_bytes)),
+        alignment_(wants_direct_ ? DirectFiles::kBlock : 64) {
     std::uint64_t chunks = 0;
     for (const Segment& segment : plan.segments) {
       SegmentCost cost = cost_of(plan, segment);
@@ -58,7 +70,8 @@ class Run {
 
   Outcome execute(const Tick& tick) {
     bool helpers_only = needs_buffer_ && bytes_ >= kInlineBytes;  // a blocked read must not block Ctrl-C
-    if (helpers_only) mapped_ = std::make_unique<MappedFiles>(plan_);
+    if (helpers_only) mapped_ = std::make_unique<MappedFiles>(plan_, !wants_direct_);
+    if (helpers_only && wants_direct_) direct_ = std::make_unique<DirectFiles>(plan_);
     std::vector<std::thread> workers;
     int spawned = helpers_only ? threads_ : threads_ - 1;
     workers.reserve(static_cast<std::size_t>(spawned));  // growing could throw while threads run
@@ -86,7 +99,8 @@ class Run {
 
  private:
   std::uint64_t buffered_chunk(const SegmentCost& cost) const {
-    std::size_t room = buffer_bytes_ > cost.buffers * 64 ? buffer_bytes_ - cost.buffers * 64 : 0;
+    std::size_t slack = cost.buffers * (wants_direct_ ? DirectFiles::kSlack : 64);
+    std::size_t room = buffer_bytes_ > slack ? buffer_bytes_ - slack : 0;
     std::uint64_t elements = room / cost.buffered;
     if (elements < kGranule) throw Error(ErrorKind::kInvalid, "the buffer is too small for one chunk of every source");
     return elements;
@@ -98,7 +112,7 @@ class Run {
       FloatEnvironment environment;
       std::unique_ptr<char, decltype(&std::free)> buffer(nullptr, &std::free);
       if (needs_buffer_) {
-        buffer.reset(static_cast<char*>(std::aligned_alloc(64, align_up(buffer_bytes_))));
+        buffer.reset(static_cast<char*>(std::aligned_alloc(alignment_, align_up(buffer_bytes_, alignment_))));
         if (!buffer) throw Error(ErrorKind::kMemory, "no memory for the buffers");
       }
       std::vector<const void*> pointers(max_sources_);
@@ -157,9 +171,14 @@ class Run {
       }
       pointers[k] = mapped_ ? mapped_->find(source.fd, source.at + begin * size, n * size) : nullptr;
       if (pointers[k] != nullptr) continue;
+      if (direct_) {
+        pointers[k] = direct_->read(source.fd, free_buffer, n * size, source.at + begin * size);
+        free_buffer += align_up(n * size, alignment_) + DirectFiles::kBlock;
+        continue;
+      }
       read_at(source.fd, free_buffer, n * size, source.at + begin * size);
       pointers[k] = free_buffer;
-      free_buffer += align_up(n * size);
+      free_buffer += align_up(n * size, alignment_);
     }
     std::size_t size = item_size(segment.dst.dtype);
     bool to_file = segment.dst.fd >= 0;
@@ -215,6 +234,8 @@ class Run {
   const Plan& plan_;
   const KernelTable& kernels_;
   const std::size_t buffer_bytes_;
+  const bool wants_direct_;
+  const std::size_t alignment_;
   std::vector<std::uint64_t> first_chunk_;
   std::vector<std::uint64_t> chunk_elements_;
   std::uint64_t chunks_ = 0;
@@ -225,6 +246,7 @@ class Run {
   int threads_ = 1;
 
   std::unique_ptr<MappedFiles> mapped_;
+  std::unique_ptr<DirectFiles> direct_;
   std::atomic<std::uint64_t> next_{0};
   std::atomic<std::uint64_t> done_{0};
   std::atomic<bool> stopped_{false};

@@ -15,6 +15,9 @@ namespace soup {
 struct RunOptions {
   int threads = 1;
   std::size_t buffer_bytes = 0;  // per thread, for what is read from and written to files
+  // What is not in the page cache is read past it, where the files and the buffers allow that: for files that nobody
+  // reads again soon. It takes long chunks and more threads than processors to keep a disk busy.
+  bool direct = false;
 };
 
 // Called on the calling thread about every 50 ms with the bytes moved so far; false stops the run.
@@ -29,7 +32,7 @@ struct Outcome {
 
 // Carries the plan out. Throws Error for a failed read or write; the other threads then end after their current chunk.
 // Caller must keep memory, files and plan alive and unshared meanwhile. Neither the bits nor the outcome depend on
-// threads or buffer_bytes.
+// the options.
 Outcome run_plan(const Plan& plan, const KernelTable& kernels, const RunOptions& options, const Tick& tick);
 
 }  // namespace soup
