@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .evaluate import Metric as Metric
     from .evaluate import heldout_split as heldout_split
     from .evaluate import recalibrate_batchnorm as recalibrate_batchnorm
+    from .finetune import Sweep as Sweep
     from .load import load_soup_ as load_soup_
     from .logits import LogitScores as LogitScores
     from .logits import score_ensemble as score_ensemble
@@ -55,6 +56,7 @@ _HOME = {
     "OutputError": "errors",
     "Soup": "soups",
     "SoupError": "errors",
+    "Sweep": "finetune",
     "WeightsError": "errors",
     "average_checkpoints": "average",
     "average_state_dicts": "state_dicts",

@@ -89,6 +89,8 @@ class Table:
 
     def hardest_first(self, members: Sequence[int]) -> list[Tensor]:
         """The batches that early rejection is to use, from the summed logits of these models alone."""
+        if {len(rows) for rows in self.as_given()} == {self.classes}:
+            return self.worst_first(members)
         total = np.zeros((self.samples, self.classes), np.float32)
         for member in members:
             total += np.nan_to_num(self.of([member]).numpy(), nan=0.0)
@@ -98,6 +100,18 @@ class Table:
         order = sorted(range(self.samples), key=lambda i: margin[i])
         size = min(max(math.ceil(self.samples / 64), 16), self.batch_size)
         return [torch.tensor(order[start : start + size]) for start in range(0, self.samples, size)]
+
+    def worst_first(self, members: Sequence[int]) -> list[Tensor]:
+        """Whole batches, as where classes could be the samples of a batch, by their share of errors."""
+        share = np.zeros(len(self.as_given()), np.float32)
+        for member in members:
+            for number, rows in enumerate(self.as_given()):
+                wrong = 0
+                for row, label in zip(self.of([member])[rows].tolist(), self.labels[rows].tolist(), strict=True):
+                    wrong += any(map(math.isnan, row)) or row[label] <= max(row[:label] + row[label + 1 :])
+                share[number] += np.float32(wrong) / np.float32(len(rows))
+        order = sorted(range(len(share)), key=lambda i: -share[i])
+        return [self.as_given()[i] for i in order]
 
     def as_given(self) -> list[Tensor]:
         return list(torch.arange(self.samples).split(self.batch_size))

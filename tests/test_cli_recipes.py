@@ -146,6 +146,41 @@ def test_ensemble_selects_or_takes_all_and_writes_no_weights(
     same_by_hand(made, tmp_path / "all")
 
 
+def test_options_of_a_selection_are_refused_where_nothing_is_selected(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--all", "--select", "best", "--max-ingredients", "2"]
+    assert main(["ensemble", "--task", task, *checkpoints, "-o", str(tmp_path / "run"), *options]) == 2
+    assert "--all selects nothing: --select, --max-ingredients cannot go with it" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_data_without_a_fingerprint_is_scored_all_the_same(
+    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = """
+
+class Own:
+    pass
+
+class NoFingerprint(Task):
+    def _data(self, seed):
+        return [(Own(), *super()._data(seed)[0])]
+
+    def forward(self, model, batch):
+        return model(batch[1]), batch[2]
+"""
+    file = tmp_path / "task.py"
+    file.write_text(file.read_text() + own)
+    run = tmp_path / "run"
+    assert main([command, "--task", f"{file}:NoFingerprint", *checkpoints, "-o", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "note: had it been killed, this run could not have gone on: held-out batch 0 has no fingerprint" in out
+    assert json.loads((run / "results.json").read_text())["tests"].keys() == {"shifted"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_results_of_an_earlier_run_are_kept_unless_forced(
     command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -353,3 +353,18 @@ def test_wrong_devices_are_refused(kitchen: Path, capsys: pytest.CaptureFixture[
 def test_leading_a_sweep_needs_no_torch() -> None:
     code = "import sys, pysoup.cli.finetune, pysoup.finetune.processes; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_without_torch_the_command_says_what_to_install(
+    kitchen: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pysoup.cli.finetune.find_spec", lambda name: None)
+    assert main(["finetune", str(kitchen / "sweep.toml"), "-o", str(kitchen / "x")]) == 1
+    assert "fine-tuning needs torch: pip install 'model-soups[torch]'" in capsys.readouterr().err
+
+
+def test_wrong_usage_exits_2_and_help_exits_0(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["sweep.toml"], ["-o", "x"], ["sweep.toml", "-o", "x", "--jobs", "0"]):
+        assert main(["finetune", *arguments]) == 2
+    assert main(["finetune", "--help"]) == 0
+    assert "pysoup finetune" in capsys.readouterr().out

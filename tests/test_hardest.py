@@ -59,20 +59,21 @@ def test_one_broken_model_does_not_hide_the_others() -> None:
 
 
 def test_labels_that_do_not_count_come_last() -> None:
-    heldout = numbered(4, 2)
+    heldout = numbered(4, 3)
     logits, labels = torch.tensor([[1.0, 0], [9, 0], [0, 1], [2, 0]]), torch.tensor([0, -100, 0, -100])
-    answers = [list(zip(logits.split(2), labels.split(2), strict=True))]
+    answers = [list(zip(logits.split(3), labels.split(3), strict=True))]
     assert watched(heldout, answers).order().tolist() == [2, 0, 1, 3]
 
 
 def test_margins_are_summed_where_logits_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    heldout = numbered(3, 3)
+    heldout = numbered(3, 2)
     labels = torch.zeros(3, dtype=torch.int64)
+    split = lambda rows: list(zip(torch.tensor(rows).split(2), labels.split(2), strict=True))  # noqa: E731
     # Averaged logits say 0, 1, 2; averaged margins 1, 0, 2: the other answers of sample 0 differ.
-    one = [(torch.tensor([[0.0, 5, 0], [0, 3, 0], [9, 0, 0]]), labels)]
-    two = [(torch.tensor([[0.0, 0, 1], [0, 3.2, 0], [9, 0, 0]]), labels)]
+    one = split([[0.0, 5, 0], [0, 3, 0], [9, 0, 0]])
+    two = split([[0.0, 0, 1], [0, 3.2, 0], [9, 0, 0]])
     assert watched(heldout, [one, two]).order().tolist() == [1, 0, 2]
-    three = [(torch.tensor([[0.0, 0, 4], [0, 3.2, 0], [9, 0, 0]]), labels)]
+    three = split([[0.0, 0, 4], [0, 3.2, 0], [9, 0, 0]])
     assert watched(heldout, [one, three]).order().tolist() == [1, 0, 2]
     monkeypatch.setattr(hardest, "_MOST_BYTES", 3 * 3 * 4 - 1)
     assert watched(heldout, [one, three]).order().tolist() == [0, 1, 2]
@@ -170,6 +171,37 @@ def test_token_labels_are_looked_at_in_whole_batches_the_worst_first(metric: obj
     assert early
     counted = sum(int((labels >= 0).sum()) for _, labels in batches)
     assert all(step.samples < step.of == counted for step in early)
+
+
+class Retrieval(nn.Module):
+    """The logits of a sample are of all that are in its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(6, 4, bias=False)
+        self.key = nn.Linear(6, 4, bias=False)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        return self.query(queries) @ self.key(keys).T
+
+
+def test_samples_that_are_the_classes_of_their_batch_stay_in_it() -> None:
+    torch.manual_seed(0)
+    model = Retrieval()
+    model.key.weight.data.copy_(model.query.weight)
+    states = pool(model, 9, spread=0.4)
+    x = torch.randn(320, 6)
+    batches = [(part, part + 0.1 * torch.randn(20, 6)) for part in x.split(20)]
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return model(*batch), torch.arange(len(batch[0]))
+
+    soup = greedy_soup(states, model, HeldOut(batches, forward))
+    plain = greedy_soup(states, model, HeldOut(batches, forward), early_rejection=False)
+    assert (soup.ingredients, soup.score) == (plain.ingredients, plain.score)
+    early = [step for step in soup.trace if step.bound is not None]
+    assert early
+    assert all(step.samples % 20 == 0 for step in early)
 
 
 def test_metrics_without_a_bound_run_in_full_on_the_given_batches() -> None:

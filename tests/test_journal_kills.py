@@ -1,4 +1,4 @@
-"""A greedy soup that is killed and started again ends as if it had not been, and computes no finished score twice.
+"""A recipe that is killed and started again ends as if it had not been, and computes no finished score twice.
 
 ``PYSOUP_KILLS=50`` kills more often than the few times that are enough for every day.
 """
@@ -97,17 +97,34 @@ def test_undisturbed_run_keeps_and_refuses_and_stops_early(pool: Path) -> None:
 def test_killed_runs_end_as_an_undisturbed_one_and_score_nothing_twice(pool: Path) -> None:
     name = finished("kill", pool, "killed", KILLS, 0).strip()
     finished("run", pool, name)
-    plain = {score.key: score.passes for score in next(starts(pool / "plain.log"))[:-1]}
-    logs = sorted(pool.glob("killed*.log"))
-    assert pool / f"{name}.log" in logs
-    for log in logs:
-        check_log(log, plain)
-        # The names of the files, the scores that decided, what was refused when, and the weights to the last bit.
-        assert log.with_suffix(".json").read_bytes() == (pool / "plain.json").read_bytes()
-        assert log.with_suffix(".safetensors").read_bytes() == (pool / "plain.safetensors").read_bytes()
-        assert not [path for path in log.with_suffix("").rglob("*") if path.name.endswith(".tmp")]
+    assert (pool / f"{name}.log").exists()
+    logs = check_killed(pool, "plain", "killed")
     # A run that finished takes one start, every kill another one.
     assert sum(len(list(starts(log))) for log in logs) > KILLS * 3 // 4
+
+
+def check_killed(pool: Path, plain: str, killed: str) -> list[Path]:
+    """All the logs of the runs that were ``killed``, and what is beside them, against the ``plain`` run."""
+    passes = {score.key: score.passes for score in next(starts(pool / f"{plain}.log"))[:-1]}
+    logs = sorted(pool.glob(f"{killed}*.log"))
+    for log in logs:
+        check_log(log, passes)
+        # The names of the files, the scores that decided, what was refused when, and the weights to the last bit.
+        for suffix in (".json", ".safetensors"):
+            expected = pool / f"{plain}{suffix}"
+            assert not expected.exists() or log.with_suffix(suffix).read_bytes() == expected.read_bytes()
+        kept = [path.name.partition(".")[0] for path in (pool / plain).rglob("arrays/*")]
+        assert sorted(path.name.partition(".")[0] for path in log.with_suffix("").rglob("arrays/*")) == sorted(kept)
+    return logs
+
+
+def test_killed_runs_of_the_other_recipes_end_so_too(pool: Path) -> None:
+    kills = max(KILLS // 3, 1)
+    finished("others", pool, kills, 0)
+    for name in journal_run.OTHERS:
+        logs = check_killed(pool, f"{name}-plain", f"{name}-killed")
+        assert sum(len(list(starts(log))) for log in logs) > kills * 3 // 4
+        assert json.loads((pool / f"{name}-plain.json").read_text())["ingredients"]
 
 
 def test_finished_run_scores_nothing_when_started_again(pool: Path) -> None:

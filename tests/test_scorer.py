@@ -35,7 +35,7 @@ def pool_of(
 
 def scorer_of(model: nn.Module, sources: list[object], metric: str = "accuracy", **options: object) -> Scorer:
     data = tokens() if isinstance(model, TiedLanguageModel) else images()
-    candidates, _ = open_candidates(sources, list(model.state_dict()))
+    candidates, _ = open_candidates(sources, model)
     return Scorer(model, candidates, HeldOut(data, batch_size=20), as_metric(metric), **options)
 
 

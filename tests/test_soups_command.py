@@ -208,8 +208,40 @@ def test_the_output_may_not_be_an_ingredient(kitchen: list[str]) -> None:
 def test_a_failing_test_set_is_named_and_the_soup_is_kept(kitchen: list[str]) -> None:
     with pytest.raises(SoupError, match=r"scoring test set empty: the held-out set is empty \(the soup is saved\)"):
         run_greedy("recipe_task.py:BadTest", kitchen, "run")
-    # With what was scored: the same command with --force has nothing left to score but the test sets.
     assert sorted(path.name for path in Path("run").iterdir()) == ["journal", "soup.safetensors", "trace.json"]
+
+
+def test_a_run_that_ended_at_its_test_sets_goes_on_there_unforced(kitchen: list[str]) -> None:
+    task = load_task("recipe_task.py:Killed")
+    task.calls.clear()
+    type(task).tests = lambda self: {"empty": []}
+    with pytest.raises(SoupError, match="scoring test set empty"):
+        run_greedy("recipe_task.py:Killed", kitchen, "run")
+    saved = Path("run/soup.safetensors").read_bytes()
+    # What keeps no journal is not the same command, and another one is refused by the journal.
+    with pytest.raises(OutputError, match="results of an earlier run are there"):
+        run_uniform("recipe_task.py:Killed", kitchen, "run")
+    with pytest.raises(SoupError, match="another run is recorded here"):
+        run_greedy("recipe_task.py:Killed", kitchen, "run", accept=">")
+    task.calls.clear()
+    type(task).tests = lambda self: {}
+    run_greedy("recipe_task.py:Killed", kitchen, "run")
+    assert task.calls == []
+    assert Path("run/soup.safetensors").read_bytes() == saved
+    assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "soup.safetensors", "trace.json"]
+    with pytest.raises(OutputError, match="results of an earlier run are there"):
+        run_greedy("recipe_task.py:Killed", kitchen, "run")
+
+
+def test_what_selects_nothing_leaves_the_journal_of_a_killed_run(kitchen: list[str]) -> None:
+    task = load_task("recipe_task.py:Killed")
+    task.calls.clear()
+    type(task).last = 4
+    with pytest.raises(KeyboardInterrupt):
+        run_greedy("recipe_task.py:Killed", kitchen, "run")
+    journal = Path("run/journal/journal.jsonl").read_bytes()
+    run_uniform("recipe_task.py:Small", kitchen, "run")
+    assert Path("run/journal/journal.jsonl").read_bytes() == journal
 
 
 def test_a_run_equals_the_call(kitchen: list[str]) -> None:

@@ -360,6 +360,18 @@ def test_an_error_names_the_checkpoint(recipe: object) -> None:
         recipe({"a": states[0], "d": other[0]}, mlp(), HeldOut(images()))
 
 
+def test_labels_that_fit_no_class_are_found_with_the_first_model() -> None:
+    passes = [0]
+
+    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        passes[0] += 1
+        return model(batch[0]), batch[1] + 3
+
+    with pytest.raises(SoupError, match=r"scoring a: the label of sample 4 is not a class .*found 7, expected 0 to 6"):
+        greedy_ensemble(dict(zip("abcd", pool(mlp(), 4, spread=0.3), strict=True)), mlp(), HeldOut(images(), forward))
+    assert passes[0] == 1
+
+
 def test_models_of_different_shapes_of_logits_are_refused() -> None:
     states = pool(mlp(), 2, spread=0.3)
 

@@ -233,6 +233,22 @@ def test_a_run_goes_on_where_it_was_stopped_and_scores_nothing_twice(tmp_path: P
     assert again.ingredients == plain.ingredients
 
 
+def test_a_model_that_scores_nan_against_what_was_given_is_no_first_ingredient() -> None:
+    states = pool(mlp(), 6, spread=0.3)
+    states[2]["0.weight"][0, 0] = math.nan
+    scores = [1.0, 2.0, 0.1, 3.0, 4.0, 5.0]
+    held = HeldOut(images(), batch_size=32)
+    model = mlp()
+    soup = greedier_soup(states, model, held, "nll", scores=scores)
+    assert soup.trace[0].note.startswith("the soup with it scores NaN: refused")
+    assert soup.trace[1].index == 0
+    assert soup.trace[1].accepted
+    assert "checkpoints[2]" not in soup.ingredients
+    assert soup.score == pytest.approx(evaluate(model, held, "nll"))
+    with pytest.raises(SoupError, match="every candidate scores NaN"):
+        greedier_soup([states[2]] * 5, mlp(), held, "nll", scores=[0.1] * 5)
+
+
 def test_the_prefilter_takes_the_logits_that_scoring_the_models_gave() -> None:
     states = pool(mlp(), 5, spread=0.3)
     passes = [0]

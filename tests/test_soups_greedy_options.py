@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from score_tables import Table
+from soup_models import images, mlp, pool
 from torch import Tensor, nn
 
 from pysoup import average_state_dicts
 from pysoup.evaluate import HeldOut, Metric
-from pysoup.soups import Soup, greedy_soup
+from pysoup.soups import Soup, greedier_soup, greedy_ensemble, greedy_soup, pruned_soup
 
 
 def pool_by(scores: dict[tuple[int, ...], float], count: int, **options: object) -> tuple[Soup, nn.Module]:
@@ -52,6 +58,28 @@ def test_min_delta_asks_for_so_much_more() -> None:
     exact = {(0,): 0.5, (1,): 0.25, (0, 1): 0.75}
     assert tried(pool_by(exact, 2, min_delta=0.25)[0]) == [(0, True), (1, True)]
     assert tried(pool_by(exact, 2, min_delta=0.25, accept=">")[0]) == [(0, True), (1, False)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options"),
+    [
+        (greedy_soup, {"order": "random", "seed": np.int64(3), "max_ingredients": np.int32(2), "passes": np.int64(2)}),
+        (greedy_soup, {"order": np.arange(4)[::-1], "replacement": np.bool_(True), "passes": 2}),
+        (greedy_soup, {"early_rejection": np.bool_(False), "min_delta": np.float32(0.5)}),
+        (pruned_soup, {"passes": np.int64(2), "early_rejection": np.bool_(True)}),
+        (greedier_soup, {"max_ingredients": np.int64(2), "prefilter": np.int64(2)}),
+        (greedy_ensemble, {"max_ingredients": np.int64(2), "replacement": np.bool_(True)}),
+    ],
+)
+def test_numbers_of_numpy_are_numbers(recipe: Callable[..., Any], options: dict[str, Any], tmp_path: Path) -> None:
+    """Also where they are recorded and written as JSON."""
+    states = pool(mlp(), 4, spread=0.3)
+    made = recipe(states, mlp(), images(), run=tmp_path / "run", **options)
+    made.save_trace(tmp_path / "trace.json")
+    plain = {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
+    told = json.loads((tmp_path / "trace.json").read_text())
+    assert told["options"].items() >= plain.items()
+    assert recipe(states, mlp(), images(), run=tmp_path / "run", **plain).ingredients == made.ingredients
 
 
 def test_it_ends_with_the_most_ingredients_asked_for() -> None:

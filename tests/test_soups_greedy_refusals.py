@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pysoup.errors import IncompatibleError, SoupError
 from pysoup.evaluate import HeldOut
-from pysoup.soups import greedy_soup
+from pysoup.soups import greedier_soup, greedy_ensemble, greedy_soup, logit_ensemble, pruned_soup, uniform_soup
 
 
 def test_duplicates_are_taken_and_noted(tmp_path: Path) -> None:
@@ -159,3 +159,12 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     with pytest.raises(SoupError, match=message):
         greedy_soup(checkpoints, model, images(), **options)
     assert same_bits(dict(model.state_dict()), before)
+
+
+@pytest.mark.parametrize(
+    "recipe", [greedy_soup, pruned_soup, greedier_soup, uniform_soup, greedy_ensemble, logit_ensemble]
+)
+@pytest.mark.parametrize(("model", "found"), [(None, "NoneType"), (nn.Linear, "type"), (mlp().state_dict(), "Ordered")])
+def test_what_is_no_model_is_refused(recipe: Callable[..., object], model: object, found: str) -> None:
+    with pytest.raises(SoupError, match=f"not a model: found {found}.*, expected a torch.nn.Module"):
+        recipe(pool(mlp(), 2, spread=0.1), model, images())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pysoup.errors import SoupError
 from pysoup.evaluate import HeldOut
 from pysoup.soups import Soup, greedy_soup
+from pysoup.soups.journal import Journal
 
 
 class Stopped(BaseException):
@@ -45,6 +46,11 @@ class Watched:
         # The fingerprint has the function's name: the same for every run.
         soup = greedy_soup(table.states(), model, data, metric, run=directory, progress=self.progress, **options)
         return soup, model.weight.detach().clone()
+
+
+def arrays(run: Path) -> list[str]:
+    folder = run / "arrays"
+    return sorted(path.name.partition(".")[0] for path in folder.iterdir()) if folder.exists() else []
 
 
 def told(soup: Soup) -> dict[str, object]:
@@ -146,4 +152,45 @@ def test_the_sum_of_logits_is_not_kept_longer_than_needed(tmp_path: Path) -> Non
             Watched(table, last=4).run(tmp_path / "run")
         assert len(list((tmp_path / "run" / "arrays").glob("logits-*"))) == 1
     Watched(table).run(tmp_path / "run")
-    assert [path.name.partition(".")[0] for path in (tmp_path / "run" / "arrays").iterdir()] == ["order"]
+    assert arrays(tmp_path / "run") == ["order"]
+
+
+def test_what_a_kill_kept_from_being_removed_is_removed_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kill between a record, or the order, and the removal of the sums that it makes useless."""
+    table = Table(3, count=5, samples=40, classes=4, batch_size=16)
+    expected, weights = Watched(table).run(None)
+    keep = Journal.keep_arrays
+    left: list[list[str]] = []
+    for kill in range(6):
+        calls = [kill]
+        run = tmp_path / str(kill)
+
+        def killed(self: Journal, *names: str, calls: list[int] = calls) -> None:
+            if not calls[0]:
+                raise Stopped
+            calls[0] -= 1
+            keep(self, *names)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "keep_arrays", killed)
+            with pytest.raises(Stopped):
+                Watched(table).run(run)
+        left.append(arrays(run))
+        soup, model = Watched(table).run(run)
+        assert arrays(run) == ["order"]
+        assert told(soup) == told(expected)
+        assert torch.equal(model, weights)
+    assert left == [
+        ["labels", "logits-1"],
+        *(["labels", f"logits-{n}", f"logits-{n + 1}"] for n in range(1, 5)),
+        ["labels", "logits-5", "order"],
+    ]
+
+
+def test_where_samples_were_not_put_in_order_no_sum_is_left(tmp_path: Path) -> None:
+    table = Table(3, count=2, samples=40, classes=4, batch_size=16)
+    expected, weights = Watched(table).run(tmp_path / "run")
+    assert arrays(tmp_path / "run") == []
+    soup, model = Watched(table, last=0).run(tmp_path / "run")  # and none is missed
+    assert told(soup) == told(expected)
+    assert torch.equal(model, weights)

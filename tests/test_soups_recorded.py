@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from soup_models import images, mlp, pool, same_bits
 
+from pysoup.checkpoint import Checkpoint
 from pysoup.evaluate import HeldOut, Metric, evaluate
 from pysoup.fingerprint import fingerprint_file
 from pysoup.record import Record, write_record
@@ -109,6 +110,28 @@ def test_given_scores_and_other_functions_come_before_a_record(paths: list[Path]
     assert soup.notes == []
     same_name = Metric(lambda logits, labels: float(logits.shape[1]), "max", "accuracy")
     assert run(paths, heldout, same_name)[0].score == 7.0
+
+
+def test_a_run_directory_has_each_file_read_once_for_its_fingerprint(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heldout = HeldOut(images())
+    for path in paths:
+        record(path, heldout)
+    read: list[str] = []
+
+    def counted(file: Checkpoint) -> str:
+        read.append(file.path.name)
+        return fingerprint_file(file)
+
+    monkeypatch.setattr("pysoup.soups.identity.fingerprint_file", counted)
+    monkeypatch.setattr("pysoup.soups.recorded.fingerprint_file", counted)
+    soup, _ = run(paths, heldout, run=tmp_path / "run")
+    assert soup.notes[0].startswith("the score of every checkpoint alone is the one recorded")
+    assert sorted(read) == [path.name for path in paths]
+    record(paths[1], heldout, weights="0" * 64)
+    soup, _ = run(paths, heldout, run=tmp_path / "other")
+    assert soup.notes[0].startswith(f"the score of 3 of {COUNT} checkpoints alone is the one recorded")
 
 
 def test_a_record_that_changes_while_a_run_is_stopped_changes_nothing(paths: list[Path], tmp_path: Path) -> None:

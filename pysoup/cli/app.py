@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .._version import __version__
 from .choose import Best
@@ -45,6 +46,14 @@ def _best(command: Callable[..., None]) -> Callable[..., None]:
         command(best=best, **options)
 
     return gathered
+
+
+def _refuse(why: str, names: tuple[str, ...]) -> None:
+    """A usage error if any of these options was given, though it would do nothing."""
+    source = click.get_current_context().get_parameter_source
+    given = [f"--{name.replace('_', '-')}" for name in names if source(name) is not ParameterSource.DEFAULT]
+    if given:
+        raise click.UsageError(f"{why}: {', '.join(given)} cannot go with it.")
 
 
 _checkpoints = click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
@@ -314,6 +323,8 @@ def ensemble(checkpoints: tuple[str, ...], task: str, output: str, **options: An
     A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
     a directory or 'pattern' that stands for several.
     """
+    if options["every"]:
+        _refuse("--all selects nothing", ("select", "replacement", "accept", "min_delta", "max_ingredients", "memory"))
     from . import recipes
 
     recipes.ensemble(task, list(checkpoints), output, **options)

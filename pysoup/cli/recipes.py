@@ -30,13 +30,12 @@ def pruned(
     """Make the pruned soup by the recipe's ``options``, and print each step, the score and the files written."""
     require_torch()
     from ..soups import pruned_soup
-    from ..soups.command import JOURNAL, run_recipe
+    from ..soups.command import run_recipe
 
     sources, notes = sources_of(checkpoints, entry, best)
     with step_bar("pruned soup") as progress:
 
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-            run = Path(output) / JOURNAL
+        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
             return pruned_soup(sources, model, heldout, metric, run=run, progress=progress, **options)
 
         soup = run_recipe(task, sources, output, metric, overwrite, recipe)
@@ -58,13 +57,12 @@ def greedier(
     """Make the greedier soup by the recipe's ``options``, and print each step, the score and the files written."""
     require_torch()
     from ..soups import greedier_soup
-    from ..soups.command import JOURNAL, run_recipe
+    from ..soups.command import run_recipe
 
     sources, notes = sources_of(checkpoints, entry, best)
     with step_bar("greedier soup") as progress:
 
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-            run = Path(output) / JOURNAL
+        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
             return greedier_soup(sources, model, heldout, metric, run=run, progress=progress, **options)
 
         soup = run_recipe(task, sources, output, metric, overwrite, recipe)
@@ -88,20 +86,19 @@ def ensemble(
     """Make the ensemble of ``every`` checkpoint, or the greedy one by the recipe's ``options``; print what it is."""
     require_torch()
     from ..soups import greedy_ensemble, logit_ensemble
-    from ..soups.command import JOURNAL, run_recipe
+    from ..soups.command import run_recipe
 
     sources, notes = sources_of(checkpoints, entry, best)
     with step_bar("ensemble") as progress:
 
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Ensemble:
+        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Ensemble:
             if every:
                 return logit_ensemble(sources, model, heldout, metric, integers=integers, progress=progress)
-            run = Path(output) / JOURNAL
             return greedy_ensemble(
                 sources, model, heldout, metric, run=run, integers=integers, progress=progress, **options
             )
 
-        made = run_recipe(task, sources, output, metric, overwrite, recipe)
+        made = run_recipe(task, sources, output, metric, overwrite, recipe, selects=not every)
     if made.trace:
         print(steps(made, ("ensemble with it", "ensemble before")))
     show(made, output, notes)

@@ -37,14 +37,16 @@ class Candidate:
 
 
 def open_candidates(
-    checkpoints: Checkpoints, names: Sequence[str], entry: str | None = None
+    checkpoints: Checkpoints, model: nn.Module, entry: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
     """Open every checkpoint (headers only), in the given order, and say what should be known about them.
 
     Folders and patterns stand for what is in them; ``entry`` is taken of files that nest several models. Files whose
-    tensor names differ from ``names``, the model's, by wrappers alone take these. Candidates are called by the paths as
-    given, the keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
+    tensor names differ from the model's by wrappers alone take these. Candidates are called by the paths as given, the
+    keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
     """
+    if not isinstance(model, nn.Module):
+        raise SoupError("not a model", found=type(model).__name__, expected="a torch.nn.Module")
     notes: list[str] = []
     if isinstance(checkpoints, (bytes, Checkpoint)):
         raise SoupError("checkpoints must be a list", found=f"one {type(checkpoints).__name__}")
@@ -62,7 +64,7 @@ def open_candidates(
     files = _files(candidates)
     if entry and not any(file.entry_name for file in files):
         raise CheckpointError("no input has entries to choose from", found=repr(entry), expected="no entry")
-    aligned, matched = align_names_to(names, files, "the model")
+    aligned, matched = align_names_to(list(model.state_dict()), files, "the model")
     notes += [*matched, *input_notes(files, in_memory=len(candidates) - len(files))]
     renamed = iter(aligned)
     return [Candidate(c.name, next(renamed)) if is_file(c) else c for c in candidates], notes

@@ -62,9 +62,8 @@ def run_greedy(
     that was killed goes on where it was.
     """
 
-    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
-        run, notes = _journal(Path(output), heldout)
-        soup = greedy_soup(
+    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
+        return greedy_soup(
             checkpoints,
             model,
             heldout,
@@ -81,8 +80,6 @@ def run_greedy(
             integers=integers,
             progress=progress,
         )
-        soup.notes += notes
-        return soup
 
     return run_recipe(task, checkpoints, output, metric, overwrite, recipe)
 
@@ -99,10 +96,10 @@ def run_uniform(
 ) -> Soup:
     """The same for the uniform soup of all ``checkpoints``."""
 
-    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric) -> Soup:
+    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
         return uniform_soup(checkpoints, model, heldout, metric, integers=integers, progress=progress)
 
-    return run_recipe(task, checkpoints, output, metric, overwrite, recipe)
+    return run_recipe(task, checkpoints, output, metric, overwrite, recipe, selects=False)
 
 
 def run_recipe(
@@ -111,10 +108,18 @@ def run_recipe(
     output: str,
     metric: MetricLike | None,
     overwrite: bool,
-    recipe: Callable[[nn.Module, HeldOut, Metric], Made],
+    recipe: Callable[[nn.Module, HeldOut, Metric, Path | None], Made],
+    *,
+    selects: bool = True,
 ) -> Made:
-    """What all of them do: check, make what ``recipe`` makes of the task's model and held-out data, write, score."""
+    """What all of them do: check, make what ``recipe`` makes of the task's model and held-out data, write, score.
+
+    A recipe that ``selects`` gets a directory to record its scores in, or None.
+    """
     directory = Path(output)
+    # A run that ended while it scored the test sets has its journal still, and no results.
+    unfinished = selects and (directory / JOURNAL).exists() and not (directory / RESULTS).exists()
+    overwrite = overwrite or unfinished
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
     resolved = as_metric(metric if metric is not None else getattr(loaded, "metric", "accuracy"))
@@ -127,7 +132,9 @@ def run_recipe(
     new = not directory.exists()
     _make(directory)
     try:
-        made = recipe(model, heldout, resolved)
+        run, notes = _journal(directory, heldout) if selects else (None, [])
+        made = recipe(model, heldout, resolved, run)
+        made.notes += notes
     except BaseException:
         if new:
             with suppress(OSError):
@@ -142,7 +149,8 @@ def run_recipe(
         (directory / WEIGHTS).unlink(missing_ok=True)
     made.save_trace(directory / TRACE, overwrite=overwrite)
     write_json(directory / RESULTS, _results(loaded, model, made, resolved), overwrite=overwrite)
-    shutil.rmtree(directory / JOURNAL, ignore_errors=True)
+    if run is not None:
+        shutil.rmtree(run, ignore_errors=True)
     return made
 
 

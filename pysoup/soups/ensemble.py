@@ -117,7 +117,7 @@ def logit_ensemble(
     the data or the metric is its cause.
     """
     resolved = as_metric(metric)
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     check_separate(candidates, model)
     count = len(candidates)
     ensemble = Ensemble(

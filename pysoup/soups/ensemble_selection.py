@@ -68,7 +68,7 @@ def greedy_ensemble(
     """
     resolved = as_metric(metric)
     rules = _Rules.checked(select, replacement, accept, min_delta, max_ingredients)
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     check_separate(candidates, model)
     scorer = Scorer(
         model,
@@ -82,6 +82,9 @@ def greedy_ensemble(
     cache = scorer.cache = LogitCache(len(candidates), memory)
     with scorer.recording(run, "greedy ensemble"):
         scorer.evaluations = len(candidates)
+        scorer.logits([0])
+        with naming(f"scoring {candidates[0].name}", "the model holds it"):
+            LogitSum(cache, resolved).with_each([0])  # what does not fit the metric must not show after the last pass
         scorer.logits(range(len(candidates)))
     started = time.perf_counter()
     with naming("scoring ensembles", "the model holds the last candidate"):
@@ -102,10 +105,10 @@ def greedy_ensemble(
         scored_by=resolved,
         options={
             "select": select,
-            "replacement": replacement,
+            "replacement": rules.replacement,
             "accept": accept,
             "min_delta": rules.min_delta,
-            "max_ingredients": max_ingredients,
+            "max_ingredients": rules.limit,
         },
         notes=[*notes, *scorer.notes],
         passes={"used": scorer.passes_used, "saved": 0.0},

@@ -7,6 +7,7 @@ import operator
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 from ..errors import SoupError
@@ -82,9 +83,10 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 def least_gain(min_delta: Any) -> float:
     """``min_delta`` as a float: 0 or more, and finite."""
-    if isinstance(min_delta, bool) or not isinstance(min_delta, (int, float)) or not 0 <= min_delta < math.inf:
+    number = math.nan if isinstance(min_delta, bool) or not isinstance(min_delta, Real) else float(min_delta)
+    if not 0 <= number < math.inf:
         raise SoupError("min_delta must be a number", found=repr(min_delta), expected="0 or more, and finite")
-    return float(min_delta)
+    return number
 
 
 def _floats(scores: Iterable[float]) -> list[float]:

@@ -12,13 +12,13 @@ from torch import nn
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates, soup_notes
+from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
 from .given import Accept, Scores, best_first, given_scores, is_strict, least_gain, whole_number
 from .logit_cache import LogitCache
 from .logit_sum import LogitSum
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
-from .steps import step_of
+from .steps import soup_of, step_of
 from .trial import Trial
 
 
@@ -64,7 +64,7 @@ def greedier_soup(
         None if max_ingredients is None else whole_number("max_ingredients", max_ingredients, least=1),
         None if prefilter is None else whole_number("prefilter", prefilter, least=1),
     )
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     check_separate(candidates, model)
     known = given_scores(scores, candidates)
     scorer = Scorer(
@@ -79,9 +79,9 @@ def greedier_soup(
     options = {
         "accept": accept,
         "min_delta": rules.min_delta,
-        "max_ingredients": max_ingredients,
-        "prefilter": prefilter,
-        "early_rejection": early_rejection,
+        "max_ingredients": rules.limit,
+        "prefilter": rules.prefilter,
+        "early_rejection": bool(early_rejection),
     }
     if prefilter is not None:
         scorer.cache = LogitCache(len(candidates), memory)
@@ -91,21 +91,8 @@ def greedier_soup(
         loop = _Loop(scorer, rules)
         loop.run()
         scorer.finish()
-    kept = [candidates[index] for index in scorer.added]
-    return Soup(
-        recipe="greedier",
-        ingredients=[candidate.name for candidate in kept],
-        weights=[1 / len(kept)] * len(kept),
-        score=loop.best,
-        metric=resolved.name,
-        direction=resolved.direction,
-        trace=loop.trace,
-        averager=scorer.averager,
-        options=options,
-        notes=[*notes, *scorer.notes, *soup_notes(scorer.averager, kept)],
-        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
-        timing=scorer.timing,
-    )
+    notes = [*notes, *scorer.notes]
+    return soup_of(scorer, "greedier", scorer.added, loop.best, loop.trace, options=options, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -134,28 +121,37 @@ class _Loop:
         singles = [math.nan if score is None else score for score in scorer.known]
         order = best_first(singles, scorer.metric)
         usable = [index for index in order if not math.isnan(singles[index])]
+        refused = order[len(usable) :]
         if not usable:
             raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
-        self._begin(usable)
+        usable = self._begin(usable)
         while not self._full():
             tries = self._tries(usable)
             if not tries or not self._round(tries):
                 break
-        for index in order[len(usable) :]:
+        for index in refused:
             self._record(index, None, accepted=False, note="its own score is NaN: refused")
 
-    def _begin(self, usable: list[int]) -> None:
-        """The first ingredient; the samples in order, where that can pay: it takes passes that have to be saved."""
-        scorer, first = self.scorer, usable[0]
+    def _begin(self, usable: list[int]) -> list[int]:
+        """The first ingredient; the samples in order, where that can pay: it takes passes that have to be saved.
+
+        Returns who is left: a given score may not tell that a model scores NaN.
+        """
+        scorer = self.scorer
         if scorer.cache is not None:
             scorer.logits(usable)
             self._logits = LogitSum(scorer.cache, scorer.metric)
-        trial, score = None, scorer.known[first]
         if scorer.early_rejection and len(usable) - 1 > scorer.ordering_passes + 1 and self.rules.limit != 1:
-            scorer.prepare(first)
-            trial = scorer.with_candidate(first, "first")
-            score = trial.score
-        self._take(first, trial, score)
+            scorer.prepare(usable[0])
+            for place, first in enumerate(usable):
+                trial = scorer.with_candidate(first, f"first:{first}")
+                if trial.accepted:
+                    self._take(first, trial, trial.score)
+                    return usable[place:]
+                self._record(first, trial, accepted=False)
+            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+        self._take(usable[0], None, scorer.known[usable[0]])
+        return usable
 
     def _full(self) -> bool:
         return self.rules.limit is not None and len(self.scorer.added) >= self.rules.limit

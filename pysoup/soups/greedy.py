@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -13,17 +13,11 @@ from torch import nn
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
-from .candidates import (
-    Checkpoints,
-    check_separate,
-    duplicates,
-    nonfinite_note,
-    open_candidates,
-    soup_notes,
-)
+from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
 from .given import Accept, Order, Scores, best_first, given_order, given_scores, is_strict, least_gain, whole_number
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
+from .steps import soup_of, step_of
 from .trial import Trial
 
 
@@ -79,7 +73,7 @@ def greedy_soup(
     """
     resolved = as_metric(metric)
     rules = _Rules.checked(accept, min_delta, max_ingredients, passes, replacement)
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     check_separate(candidates, model)
     known = given_scores(scores, candidates)
     positions = given_order(order, len(candidates), seed)
@@ -96,11 +90,11 @@ def greedy_soup(
         "accept": accept,
         "min_delta": rules.min_delta,
         "order": order if isinstance(order, str) else positions,
-        **({"seed": seed} if order == "random" else {}),
-        "max_ingredients": max_ingredients,
-        "passes": passes,
-        "replacement": replacement,
-        "early_rejection": early_rejection,
+        **({"seed": whole_number("seed", seed)} if isinstance(order, str) and order == "random" else {}),
+        "max_ingredients": rules.limit,
+        "passes": rules.passes,
+        "replacement": rules.replacement,
+        "early_rejection": bool(early_rejection),
     }
     with scorer.recording(run, "greedy", {**options, "positions": positions, "scores": known}):
         if positions is None or known is not None:
@@ -111,22 +105,8 @@ def greedy_soup(
         loop = _Loop(scorer, rules)
         loop.run(positions)
         scorer.finish()
-    kept = loop.kept
-    ingredients = list(dict.fromkeys(kept))
-    return Soup(
-        recipe="greedy",
-        ingredients=[candidates[position].name for position in ingredients],
-        weights=[kept.count(position) / len(kept) for position in ingredients],
-        score=loop.best,
-        metric=resolved.name,
-        direction=resolved.direction,
-        trace=loop.trace,
-        averager=scorer.averager,
-        options=options,
-        notes=[*notes, *scorer.notes, *loop.notes, *soup_notes(scorer.averager, [candidates[p] for p in ingredients])],
-        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
-        timing=scorer.timing,
-    )
+    notes = [*notes, *scorer.notes, *loop.notes]
+    return soup_of(scorer, "greedy", scorer.added, loop.best, loop.trace, options=options, notes=notes)
 
 
 @dataclass(frozen=True)
@@ -148,7 +128,7 @@ class _Rules:
         passes = whole_number("passes", passes, least=1)
         if replacement and passes == 1:
             raise SoupError("replacement needs further passes", found="passes=1", expected="passes of 2 or more")
-        return cls(strict, min_delta, limit, passes, replacement)
+        return cls(strict, min_delta, limit, passes, bool(replacement))
 
 
 class _Loop:
@@ -224,26 +204,18 @@ class _Loop:
             self.best = score
         else:
             self._refused_by[position] = len(self.kept)
-        seen = trial or _UNSEEN
-        self.trace.append(
-            GreedyStep(
-                step=len(self.trace),
-                index=position,
-                ingredient=self.scorer.candidates[position].name,
-                single_score=score if single is None and before is None else single,
-                candidate_score=score,
-                best_score_before=before,
-                accepted=accepted,
-                ingredients_after=len(self.kept),
-                seconds=seen.mix_seconds + seen.score_seconds,
-                samples=seen.samples,
-                of=seen.of,
-                bound=seen.bound,
-                mix_seconds=seen.mix_seconds,
-                score_seconds=seen.score_seconds,
-                note=self._note(position, trial, score),
-            )
+        step = step_of(
+            self.scorer,
+            len(self.trace),
+            position,
+            trial,
+            score=score,
+            before=before,
+            accepted=accepted,
+            after=len(self.kept),
+            notes=self._notes(position, trial, score),
         )
+        self.trace.append(replace(step, single_score=score) if single is None and before is None else step)
 
     def _try(
         self, position: int, single: float | None, following: int | None
@@ -263,7 +235,7 @@ class _Loop:
         )
         return trial, trial.score, trial.accepted
 
-    def _note(self, position: int, trial: Trial | None, score: float | None) -> str:
+    def _notes(self, position: int, trial: Trial | None, score: float | None) -> list[str]:
         notes = []
         if position in self.duplicates:
             notes.append(f"same weights as {self.scorer.candidates[self.duplicates[position]].name}")
@@ -272,9 +244,9 @@ class _Loop:
         elif score is not None and math.isnan(score):
             notes.append("the soup with it scores NaN: refused")
         nonfinite = self.scorer.alone[position] if trial is None else trial.nonfinite
-        if nonfinite and not self._is_nan(position):
+        if not self._is_nan(position):
             notes.append(nonfinite_note(nonfinite))
-        return "; ".join(notes)
+        return notes
 
 
 def _planned(scorer: Scorer, tries: int, *, known: bool, ordering: int) -> tuple[bool, int]:
@@ -286,6 +258,3 @@ def _planned(scorer: Scorer, tries: int, *, known: bool, ordering: int) -> tuple
     plain, extra = tries - known, ordering + known
     pays = scorer.early_rejection and tries - 1 > extra
     return pays, plain + extra if pays else plain
-
-
-_UNSEEN = Trial(None, accepted=False, bound=None, samples=0, of=0, mix_seconds=0.0, score_seconds=0.0)

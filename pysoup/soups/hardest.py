@@ -34,20 +34,25 @@ class Hardness:
       the others;
     - ``margins`` ``[N]``, where that array would have more than 2 GiB;
     - ``errors``, the share of rows of each batch that are wrong, where the rows of the logits are not the samples (one
-      for each token, say) or the samples cannot be put together anew.
+      for each token, say), or the samples cannot be put together anew. Nor are they where all batches have as many
+      samples as there are classes: these may be the batch's own samples (retrieval), and fewer in a smaller batch.
     """
 
     def __init__(self, heldout: HeldOut) -> None:
         self._heldout = heldout
         self.models = 0
         """How many have been summed."""
+        self._unread: Journal | None = None
         self._kind = ""
         self._samples: list[int] | None = None
+        self._size = 0
+        """The number of samples in each batch, where it is the same in all."""
         self._sums: list[Tensor] = []
         self._labels: list[Tensor] = []
 
     def watch(self) -> Callable[[Tensor, Tensor], None]:
         """For one pass of one model over the held-out set: takes the logits and labels of each batch in turn."""
+        self._read()
         first, self.models = self.models == 0, self.models + 1
         batch = 0
 
@@ -70,6 +75,7 @@ class Hardness:
 
         Ties keep the order they had. NaN comes first: nothing is known of those.
         """
+        self._read()
         keys = self._sums
         if self._kind == "logits":
             keys = [margins(total, labels) for total, labels in zip(self._sums, self._labels, strict=True)]
@@ -79,18 +85,30 @@ class Hardness:
         return torch.sort(key.nan_to_num(-torch.inf, torch.inf, -torch.inf), stable=True).indices
 
     def save(self, journal: Journal) -> None:
-        """Write the sum down, beside an earlier one: that is for :func:`forget` once this one's scores are recorded."""
+        """Write the sum down beside the one before, which is needed until this one's score is recorded."""
         if self.models == 1 and self._labels:
-            journal.save_array(_LABELS, torch.cat(self._labels).cpu())
-        journal.save_array(f"{self._kind}-{self.models}", torch.cat(self._sums).cpu())
+            journal.save_array(_LABELS, _whole(self._labels))
+        journal.save_array(f"{self._kind}-{self.models}", _whole(self._sums))
 
-    def restore(self, journal: Journal, models: int) -> None:
-        """Go on from the sum over so many models. Raises :class:`SoupError` where it is not there."""
+    @property
+    def arrays(self) -> list[str]:
+        """The names that :meth:`save` gave to what is needed to go on from here."""
+        return [_LABELS, *(f"{kind}-{self.models}" for kind in _KINDS)]
+
+    def resume(self, journal: Journal, models: int) -> None:
+        """Go on from the sum over so many models, which is read when it is needed."""
+        self.models, self._unread = models, journal
+
+    def _read(self) -> None:
+        """Raises :class:`SoupError` where the sum to go on from is not there."""
+        journal, self._unread = self._unread, None
+        if journal is None:
+            return
         for kind in _KINDS:
-            saved, labels = journal.load_array(f"{kind}-{models}"), journal.load_array(_LABELS)
+            saved, labels = journal.load_array(f"{kind}-{self.models}"), journal.load_array(_LABELS)
             if saved is None or (kind == "logits" and labels is None):
                 continue
-            self._kind, self.models = kind, models
+            self._kind = kind
             sizes = [1] * len(self._heldout) if kind == "errors" else self._heldout.samples
             self._sums = list(torch.split(saved, sizes))
             self._labels = list(torch.split(labels, sizes)) if kind == "logits" and labels is not None else []
@@ -101,7 +119,9 @@ class Hardness:
     def _check_kind(self, logits: Tensor, batch: int) -> None:
         if self._samples is None:
             self._samples = self._heldout.samples if self._heldout.rebatchable else []
+            self._size = self._samples[0] if len(set(self._samples)) == 1 else 0
         by_sample = bool(self._samples) and logits.dim() == 2 and len(logits) == self._samples[batch]
+        by_sample = by_sample and logits.shape[1] != self._size
         if not self._kind and by_sample:
             nbytes = sum(self._samples) * logits.shape[1] * (8 if logits.dtype == torch.float64 else 4)
             self._kind = "logits" if nbytes <= _MOST_BYTES else "margins"
@@ -120,14 +140,6 @@ class Hardness:
         margin = margins(logits, labels)
         counted = margin != torch.inf
         return ((~(margin > 0) & counted).sum() / counted.sum().clamp(min=1)).view(1)
-
-
-def forget(journal: Journal, models: int, *, all_of_it: bool = False) -> None:
-    """Remove the sum that :meth:`Hardness.save` wrote after so many models; ``all_of_it``: no other is to follow."""
-    for kind in _KINDS:
-        journal.remove_array(f"{kind}-{models}")
-    if all_of_it:
-        journal.remove_array(_LABELS)
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
@@ -150,3 +162,8 @@ def arranged(heldout: HeldOut, order: Tensor) -> HeldOut:
         return heldout.with_batches(order)
     size = max(-(-len(order) // _MOST_BATCHES), _SMALLEST_BATCH)
     return heldout.reordered(order, min(size, max(heldout.samples)))
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    """Put together on the CPU: a second sum may be more than a device has room for."""
+    return torch.cat([part.cpu() for part in parts])

@@ -38,6 +38,8 @@ class RunIdentity:
         self.metric = metric
         self.options = dict(options)
         self.model = model
+        self.contents: list[str] = []
+        """The fingerprint of each candidate's content, once :meth:`parts` has read them."""
 
     def parts(self, hashed: dict[str, Any]) -> dict[str, Any]:
         """The identity as JSON. Reads the held-out data and the bytes of all checkpoints.
@@ -47,6 +49,8 @@ class RunIdentity:
         """
         state = {name: t for name, t in self.model.state_dict().items() if isinstance(t, torch.Tensor)}
         device = next((t.device.type for t in state.values()), "cpu")
+        checkpoints = [_checkpoint(candidate, hashed) for candidate in self.candidates]
+        self.contents = [checkpoint["content"] for checkpoint in checkpoints]
         return {
             "environment": {"pysoup": __version__, "torch": torch.__version__, "device": device},
             "metric": {
@@ -57,7 +61,7 @@ class RunIdentity:
             "options": self.options,
             "model": _architecture(state),
             "heldout": self.heldout.fingerprint,
-            "checkpoints": [_checkpoint(candidate, hashed) for candidate in self.candidates],
+            "checkpoints": checkpoints,
         }
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -137,11 +138,6 @@ class Journal:
         """The tensor kept under ``name``, bit for bit, on the CPU; None if there is none."""
         path = self._array(name)
         return open_checkpoint(path).tensor("array") if path.exists() else None
-
-    def remove_array(self, name: str) -> None:
-        """Remove the tensor kept under ``name``, if there is one."""
-        remove(self._array(name))
-        _remove_empty(self.directory / ARRAYS)
 
     def keep_arrays(self, *names: str) -> None:
         """Remove all other tensors: also what a kill kept an earlier run from removing."""
@@ -285,11 +281,5 @@ def _remove_arrays(arrays: Path, unwanted: Callable[[str, str | None], bool]) ->
         match = _OURS.fullmatch(name)
         if match and unwanted(name, match[1]):
             remove(arrays / name)
-    _remove_empty(arrays)
-
-
-def _remove_empty(directory: Path) -> None:
-    try:
-        directory.rmdir()
-    except OSError:
-        return
+    with suppress(OSError):  # it is not empty
+        arrays.rmdir()

@@ -68,7 +68,8 @@ class LogitCache:
     def keep(self, index: int) -> None:
         """The pass that :meth:`watch` has seen was a whole one."""
         logits, labels = self._coming.pop(index)
-        self.put(index, torch.cat(logits).cpu(), torch.cat(labels).cpu())
+        # Put together on the CPU: a device may have no room for them twice.
+        self.put(index, torch.cat([batch.cpu() for batch in logits]), torch.cat([batch.cpu() for batch in labels]))
 
     def put(self, index: int, logits: Tensor, labels: Tensor) -> None:
         """Keep ``logits`` ``[N, ...]`` for ``labels`` ``[N]``, both on the CPU.
@@ -108,6 +109,11 @@ class LogitCache:
         if journal.load_array(_LABELS) is None:
             journal.save_array(_LABELS, self.labels)
         journal.save_array(f"model-{index}", self.logits(index))
+
+    @property
+    def arrays(self) -> list[str]:
+        """The names that :meth:`save` gives to what it writes down."""
+        return [_LABELS, *(f"model-{index}" for index in range(self.count))]
 
     def load(self, journal: Journal, index: int) -> bool:
         """Take them from there; False if they are not."""

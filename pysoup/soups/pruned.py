@@ -12,11 +12,11 @@ from torch import nn
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates, soup_notes
+from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
 from .given import Accept, Scores, best_first, given_scores, is_strict, least_gain, whole_number
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
-from .steps import step_of
+from .steps import soup_of, step_of
 from .trial import Trial
 
 
@@ -53,7 +53,7 @@ def pruned_soup(
     resolved = as_metric(metric)
     strict, min_delta = is_strict(accept), least_gain(min_delta)
     passes = None if passes is None else whole_number("passes", passes, least=1)
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     check_separate(candidates, model)
     known = given_scores(scores, candidates)
     scorer = Scorer(
@@ -65,7 +65,7 @@ def pruned_soup(
         early_rejection=early_rejection,
         progress=progress,
     )
-    options = {"accept": accept, "min_delta": min_delta, "passes": passes, "early_rejection": early_rejection}
+    options = {"accept": accept, "min_delta": min_delta, "passes": passes, "early_rejection": bool(early_rejection)}
     with scorer.recording(run, "pruned", {**options, "scores": known}):
         scorer.evaluations = 2 * len(candidates) + 1 if known is None else 0
         singles = scorer.singles(known)
@@ -74,21 +74,8 @@ def pruned_soup(
         for index in loop.kept:
             scorer.add(index)
         scorer.finish()
-    kept = [candidates[index] for index in loop.kept]
-    return Soup(
-        recipe="pruned",
-        ingredients=[candidate.name for candidate in kept],
-        weights=[1 / len(kept)] * len(kept),
-        score=loop.best,
-        metric=resolved.name,
-        direction=resolved.direction,
-        trace=loop.trace,
-        averager=scorer.averager,
-        options=options,
-        notes=[*notes, *scorer.notes, *soup_notes(scorer.averager, kept)],
-        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
-        timing=scorer.timing,
-    )
+    notes = [*notes, *scorer.notes]
+    return soup_of(scorer, "pruned", scorer.added, loop.best, loop.trace, options=options, notes=notes)
 
 
 class _Loop:

@@ -13,16 +13,19 @@ from .candidates import Candidate
 
 
 def recorded_scores(
-    candidates: Sequence[Candidate], heldout: HeldOut, metric: Metric
+    candidates: Sequence[Candidate], heldout: HeldOut, metric: Metric, contents: Sequence[str] = ()
 ) -> tuple[list[float | None], list[str]]:
     """The recorded score of each candidate, ``None`` where there is none to be trusted, and what should be known.
 
     A record counts if it is of the same metric, and the fingerprints of the held-out set and of the checkpoint's bytes
-    are those of now.
+    are those of now. ``contents`` are the latter, if they are known.
     """
     found = [_record(candidate, metric) for candidate in candidates]
     data = _fingerprint(heldout) if any(found) else None
-    scores = [None if known is None else _trusted(*known, data) for known in found]
+    scores = [
+        None if known is None else _trusted(*known, data, content)
+        for known, content in zip(found, contents or [""] * len(found), strict=True)
+    ]
     count = sum(score is not None for score in scores)
     if not count:
         return scores, []
@@ -42,10 +45,11 @@ def _record(candidate: Candidate, metric: Metric) -> tuple[Checkpoint, Record] |
     return source, record
 
 
-def _trusted(file: Checkpoint, record: Record, data: str | None) -> float | None:
+def _trusted(file: Checkpoint, record: Record, data: str | None, content: str) -> float | None:
     """The recorded score, if the fingerprints are those of now. The one of the file last: all of it is read."""
-    agrees = data is not None and record.heldout == data and record.weights == fingerprint_file(file)
-    return record.score if agrees else None
+    if data is None or record.heldout != data:
+        return None
+    return record.score if record.weights == (content or fingerprint_file(file)) else None
 
 
 def _fingerprint(heldout: HeldOut) -> str | None:

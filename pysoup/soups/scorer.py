@@ -18,7 +18,7 @@ from ..evaluate import HeldOut, Metric, run_evaluation
 from ..load import average_into
 from ..progress import StepProgress
 from .candidates import Candidate, check_pool, is_file, naming, read_heldout
-from .hardest import Hardness, arranged, forget
+from .hardest import Hardness, arranged
 from .identity import identity_of
 from .journal import Journal
 from .logit_cache import LogitCache
@@ -79,6 +79,7 @@ class Scorer:
         self._progress = progress
         self._integers = integers
         self._journal: Journal | None = None
+        self._contents: list[str] = []
         self._ahead = ReadAhead()
         self._hardness = Hardness(heldout)
         self._samples: int | None = None
@@ -108,6 +109,7 @@ class Scorer:
             options = {"recipe": recipe, "integers": self._integers, **(options or {})}
             identity = identity_of(self.candidates, self.heldout, self.metric, options, model=self.model)
             with Journal.open(run, identity) as self._journal:
+                self._contents = identity.contents
                 yield
         finally:
             self._ahead.stop()
@@ -170,8 +172,7 @@ class Scorer:
             order = self._hardness.order()
             if self._journal is not None:
                 self._journal.save_array(_ORDER, order)
-        if self._journal is not None:
-            forget(self._journal, self._hardness.models, all_of_it=True)
+        self._keep_arrays(_ORDER)
         self.heldout = arranged(self.heldout, order)
         self._hardness = Hardness(self.heldout)  # the logits are not needed any more
         self.ordered = True
@@ -240,7 +241,8 @@ class Scorer:
         return self._trial(name, key, list(self.added), write, Rule(self.metric))
 
     def finish(self) -> None:
-        """The model holds the running sum's average, and ``averager.nonfinite`` is about that."""
+        """The model holds the running sum's average, and ``averager.nonfinite`` is about that. All has been scored."""
+        self._keep_arrays(_ORDER)
         if self._live != self.added:
             self.averager.result(out=self.model)
             self._live = list(self.added)
@@ -260,7 +262,7 @@ class Scorer:
         """Scores beside the checkpoints, the same in a run that goes on even if these records changed meanwhile."""
         known = None if self._journal is None else self._journal.recall("recorded")
         if known is None:
-            scores, notes = recorded_scores(self.candidates, self.heldout, self.metric)
+            scores, notes = recorded_scores(self.candidates, self.heldout, self.metric, self._contents)
             known = {"scores": scores, "notes": notes}
             if self._journal is not None:
                 self._journal.record("recorded", known)
@@ -271,12 +273,13 @@ class Scorer:
         """Go on with the logits of the models that an earlier run scored under ``keys``, in that order."""
         journal = self._journal
         models = 0 if journal is None else sum(key in journal for key in keys)
-        if journal is None or not models or not self.early_rejection:
-            return
-        if journal.load_array(_ORDER) is None:
-            self._hardness.restore(journal, models)
-        else:
-            self._hardness.models = models
+        if journal is not None and models and self.early_rejection:
+            self._hardness.resume(journal, models)
+
+    def _keep_arrays(self, *names: str) -> None:
+        """In the run's directory, with the cache's. Others go: also what a kill kept an earlier run from removing."""
+        if self._journal is not None:
+            self._journal.keep_arrays(*names, *([] if self.cache is None else self.cache.arrays))
 
     def _watched(self, index: int, key: str, following: int | None) -> Trial:
         """Score one candidate alone; its logits, too, then tell which samples are hard."""
@@ -284,7 +287,6 @@ class Scorer:
         cache = None if self.cache is None or index in self.cache else self.cache
         if not (self.early_rejection or cache is not None) or (journal is not None and key in journal):
             return self._trial(name, key, [index], self._preview(index), Rule(self.metric), following)
-        before = self._hardness.models
         watch = self._hardness.watch() if self.early_rejection else None
         if cache is not None:
             watch = cache.watch(index, beside=watch)
@@ -297,8 +299,7 @@ class Scorer:
                 self._hardness.save(journal)
 
         trial = self._trial(name, key, [index], self._preview(index), Rule(self.metric), following, watch, save)
-        if journal is not None:
-            forget(journal, before)
+        self._keep_arrays(*self._hardness.arrays)
         return trial
 
     def _saving(self, cache: LogitCache, index: int) -> Callable[[], None]:

@@ -1,12 +1,43 @@
-"""One step of a trace, from what was scored."""
+"""What a recipe tells of the scorer's work: the steps of a trace, and the soup."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from .candidates import soup_notes
 from .scorer import Scorer
-from .soup import GreedyStep
+from .soup import GreedyStep, Soup
 from .trial import Trial
+
+
+def soup_of(
+    scorer: Scorer,
+    recipe: str,
+    kept: Sequence[int],
+    score: float | None,
+    trace: list[GreedyStep],
+    *,
+    options: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Soup:
+    """The soup of the candidates ``kept``, each as often as it counts: the scorer's running sum."""
+    ingredients = list(dict.fromkeys(kept))
+    members = [scorer.candidates[index] for index in ingredients]
+    return Soup(
+        recipe=recipe,
+        ingredients=[candidate.name for candidate in members],
+        weights=[kept.count(index) / len(kept) for index in ingredients],
+        score=score,
+        metric=scorer.metric.name,
+        direction=scorer.metric.direction,
+        trace=trace,
+        averager=scorer.averager,
+        options=dict(options),
+        notes=[*notes, *soup_notes(scorer.averager, members)],
+        passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
+        timing=scorer.timing,
+    )
 
 
 def step_of(

@@ -39,7 +39,7 @@ def uniform_soup(
     :class:`SoupError` for what goes wrong while scoring.
     """
     resolved = as_metric(metric)
-    candidates, notes = open_candidates(checkpoints, list(model.state_dict()), entry)
+    candidates, notes = open_candidates(checkpoints, model, entry)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
     members = [candidates[member] for member in law.members]
     scorer: Scorer | None = None
