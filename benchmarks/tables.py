@@ -212,7 +212,7 @@ def _over_counts(runs: Json, cell: Any) -> Iterator[str]:
 
 
 def older_block(name: str) -> str:
-    """The machine, the goals and the medians of bench_memory.py and bench_files.py."""
+    """The machine, the goals and the medians of bench_memory.py, bench_logits.py and bench_files.py."""
     result = load(name)
     if result is None:
         return NOT_YET

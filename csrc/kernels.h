@@ -103,16 +103,11 @@ struct LogitArgs {
   double* nll;
 };
 
-// Which part of the rows and candidates a call does.
-struct LogitRange {
-  size_t first_candidate, end_candidate;
-  size_t first_row, end_row;
-};
-
 struct KernelTable {
   const char* name;
   bool (*weighted_sum)(const WeightedSumArgs&);
-  void (*score_rows)(const LogitArgs&, const LogitRange&);  // in f64 arithmetic: the generic table's only
+  // All candidates of rows [first, end). In f64 arithmetic: the generic table's only.
+  void (*score_rows)(const LogitArgs&, size_t first, size_t end);
 };
 
 }  // namespace soup

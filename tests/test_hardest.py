@@ -65,6 +65,14 @@ def test_labels_that_do_not_count_come_last() -> None:
     assert watched(heldout, answers).order().tolist() == [2, 0, 1, 3]
 
 
+def test_labels_and_logits_may_come_in_one_buffer() -> None:
+    hardness = Hardness(numbered(4, 2))
+    watch, logits, labels = hardness.watch(), torch.zeros(2, 3), torch.zeros(2, dtype=torch.int64)
+    for rows, own in (([[4.0, 0, 0], [0, 3, 0]], [0, 1]), ([[0.0, 0, 2], [1, 0, 0]], [2, 0])):
+        watch(logits.copy_(torch.tensor(rows)), labels.copy_(torch.tensor(own)))
+    assert hardness.order().tolist() == [3, 2, 1, 0]
+
+
 def test_margins_are_summed_where_logits_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     heldout = numbered(3, 2)
     labels = torch.zeros(3, dtype=torch.int64)

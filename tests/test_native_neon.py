@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
 FLAGS = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-ffp-contract=off"]
 KERNEL_FLAGS = ["-fno-exceptions", "-fno-rtti", "-fno-math-errno"]  # as in CMakeLists.txt
-KERNELS = {"csrc/cpu/kernels_neon.cpp": KERNEL_FLAGS, "csrc/cpu/kernels_generic.cpp": KERNEL_FLAGS}
 
 
 needs_arm = pytest.mark.skipif(
@@ -21,8 +20,8 @@ needs_arm = pytest.mark.skipif(
 )
 
 
-def build(sources: dict[str, list[str]], folder: Path) -> list[str]:
-    """A program of these sources, each with flags of its own; returns the command that runs it."""
+def compile_all(sources: dict[str, list[str]], folder: Path) -> list[str]:
+    """The objects of these sources, each with flags of its own."""
 
     def compile_one(source: str) -> str:
         target = folder / (Path(source).stem + ".o")
@@ -32,27 +31,39 @@ def build(sources: dict[str, list[str]], folder: Path) -> list[str]:
         return str(target)
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, sources))
+        return list(pool.map(compile_one, sources))
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    sources = {"csrc/cpu/kernels_neon.cpp": KERNEL_FLAGS, "csrc/cpu/kernels_generic.cpp": KERNEL_FLAGS}
+    return compile_all(sources, tmp_path_factory.mktemp("kernels"))
+
+
+def run(objects: list[str], folder: Path, *arguments: str) -> str:
+    """What the program of these objects prints; it must not fail."""
     program = str(folder / "program")
     subprocess.run([str(COMPILER), "-static", *objects, "-o", program], check=True)
-    return [str(EMULATOR), program]
-
-
-@needs_arm
-def test_neon_kernels_equal_the_generic_ones_on_random_bits(tmp_path: Path) -> None:
-    command = build({**KERNELS, "tests/native/compare_isas.cpp": []}, tmp_path)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(EMULATOR), program, *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("cases agree\n")
+    return done.stdout
 
 
 @needs_arm
-def test_neon_kernels_score_logits_to_the_same_bits(tmp_path: Path) -> None:
+def test_neon_kernels_equal_the_generic_ones_on_random_bits(kernels: list[str], tmp_path: Path) -> None:
+    objects = compile_all({"tests/native/compare_isas.cpp": []}, tmp_path)
+    assert run([*kernels, *objects], tmp_path).endswith("cases agree\n")
+
+
+@needs_arm
+def test_neon_kernels_score_logits_to_the_same_bits(kernels: list[str], tmp_path: Path) -> None:
     """The C++ tests of scores: against plain arithmetic, the generic kernels and what other machines have found."""
-    isas = ["-DSOUP_HAVE_NEON", "-DSOUP_HAVE_GENERIC"]
-    rest = {f: [] for f in ("csrc/cpu/logits.cpp", "tests/native/test_logits.cpp", "tests/native/main.cpp")}
-    command = build({**KERNELS, "csrc/cpu/dispatch.cpp": isas, **rest}, tmp_path)
-    names = ["logits_score_as_the_contract_says", "same_bits"]
-    done = subprocess.run([*command, *names], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.endswith("2 tests, 0 failed checks\n")
+    sources: dict[str, list[str]] = {
+        "csrc/cpu/dispatch.cpp": ["-DSOUP_HAVE_NEON", "-DSOUP_HAVE_GENERIC"],
+        "csrc/cpu/logits.cpp": [],
+        "tests/native/test_logits.cpp": [],
+        "tests/native/main.cpp": [],
+    }
+    objects = compile_all(sources, tmp_path)
+    printed = run([*kernels, *objects], tmp_path, "logits_score_as_the_contract_says", "same_bits")
+    assert printed.endswith("2 tests, 0 failed checks\n")

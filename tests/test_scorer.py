@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from soup_models import StateDict, TiedLanguageModel, conv_batchnorm, images, mlp, pool, same_bits, tokens
-from torch import nn
+from torch import Tensor, nn
 
 from pysoup import average_state_dicts
 from pysoup.errors import CheckpointError, SoupError
-from pysoup.evaluate import HeldOut, as_metric, evaluate
+from pysoup.evaluate import HeldOut, as_metric, evaluate, top_k
 from pysoup.soups.candidates import open_candidates
 from pysoup.soups.scorer import Scorer
 
@@ -90,6 +90,28 @@ def test_a_subset_that_cannot_be_accepted_is_not_scored_to_its_end(tmp_path: Pat
     assert scorer.passes_saved == pytest.approx(7 - used)
 
 
+def test_samples_that_count_with_some_models_only_are_an_error() -> None:
+    """What is still possible is not known then."""
+    model = mlp()
+    states = pool(model, 3, spread=0.5)
+    dropped: list[int] = []
+
+    def forward(live: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        labels = batch[1].clone()
+        labels[dropped] = -100
+        return live(batch[0]), labels
+
+    candidates, _ = open_candidates(states, model)
+    scorer = Scorer(model, candidates, HeldOut(images(), forward, batch_size=20), top_k(1, ignore_index=-100))
+    scorer.singles()
+    scorer.prepare(0)
+    scorer.with_candidate(0, "first")
+    dropped.append(0)
+    with pytest.raises(SoupError, match=r"another number .* counts .* early_rejection=False") as caught:
+        scorer.with_candidate(1, "second", best=0.0)
+    assert (caught.value.found, caught.value.expected) == (120 - 8, 120)
+
+
 def evaluate_state(state: StateDict) -> float:
     model = mlp()
     model.load_state_dict(state)
@@ -136,6 +158,12 @@ def test_tensors_that_are_not_finite_are_named(tmp_path: Path) -> None:
     assert scorer.subset([1, 0], "a").nonfinite == ("0.bias",)
     assert scorer.subset([1, 2], "b").nonfinite == ()
     assert scorer.with_candidate(0, "c").nonfinite == ("0.bias",)
+    scorer.add(1)
+    scorer.subset([1, 0], "d")
+    scorer.add(0)
+    scorer.averager.nonfinite = []
+    scorer.finish()  # though the model holds this average already
+    assert scorer.averager.nonfinite == ["0.bias"]
 
 
 def test_another_average_under_the_same_name_is_not_taken_from_the_record(tmp_path: Path) -> None:

@@ -367,9 +367,13 @@ def test_labels_that_fit_no_class_are_found_with_the_first_model() -> None:
         passes[0] += 1
         return model(batch[0]), batch[1] + 3
 
+    states = dict(zip("abcd", pool(mlp(), 4, spread=0.3), strict=True))
     with pytest.raises(SoupError, match=r"scoring a: the label of sample 4 is not a class .*found 7, expected 0 to 6"):
-        greedy_ensemble(dict(zip("abcd", pool(mlp(), 4, spread=0.3), strict=True)), mlp(), HeldOut(images(), forward))
+        greedy_ensemble(states, mlp(), HeldOut(images(), forward))
     assert passes[0] == 1
+    with pytest.raises(SoupError, match="scoring the ensemble: the label of held-out sample 4 is not a class"):
+        logit_ensemble(states, mlp(), HeldOut(images(), forward))
+    assert passes[0] == 2
 
 
 def test_models_of_different_shapes_of_logits_are_refused() -> None:

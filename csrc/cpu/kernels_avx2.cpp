@@ -15,7 +15,6 @@ namespace {
 
 #include "vec_avx2.h"
 #include "kernels_impl.h"
-#include "exp_log.h"
 #include "logits_impl.h"
 // clang-format on
 

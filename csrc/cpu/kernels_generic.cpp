@@ -12,13 +12,12 @@ namespace {
 #include "element.h"
 #include "vec_generic.h"
 #include "kernels_impl.h"
-#include "exp_log.h"
 #include "logits_impl.h"
 // clang-format on
 
-void score_any_rows(const LogitArgs& args, const LogitRange& range) {
+void score_any_rows(const LogitArgs& args, size_t first_row, size_t end_row) {
   bool wide = args.dtype == kF64 || (args.base != nullptr && args.base_dtype == kF64);
-  (wide ? score_rows<LanesF64, LanesF64> : score_rows<LanesF32, LanesF64>)(args, range);
+  (wide ? score_rows<LanesF64, LanesF64> : score_rows<LanesF32, LanesF64>)(args, first_row, end_row);
 }
 
 }  // namespace

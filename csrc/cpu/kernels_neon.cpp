@@ -13,7 +13,6 @@ namespace {
 #include "element.h"
 #include "vec_neon.h"
 #include "kernels_impl.h"
-#include "exp_log.h"
 #include "logits_impl.h"
 // clang-format on
 

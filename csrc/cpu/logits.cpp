@@ -20,8 +20,6 @@ constexpr std::uint64_t kInlineBytes = 1u << 20;
 constexpr std::uint64_t kChunkBytes = 512u << 10;
 constexpr auto kTickInterval = std::chrono::milliseconds(50);
 
-std::uint64_t ceil_divide(std::uint64_t a, std::uint64_t b) { return (a + b - 1) / b; }
-
 class Work {
  public:
   Work(const LogitArgs& args, const KernelTable& kernels, int threads)
@@ -29,13 +27,10 @@ class Work {
         score_rows_(
             (args.dtype == kF64 || (args.base != nullptr && args.base_dtype == kF64) ? kGenericKernels : kernels)
                 .score_rows) {
-    // With a base, all candidates of a row go together, so that the base's row is read once.
-    together_ = args.base != nullptr ? args.candidates : 1;
-    std::uint64_t row_bytes = std::max<std::uint64_t>(1, args.classes * item_size(args.dtype) * together_);
+    std::uint64_t row_bytes = std::max<std::uint64_t>(1, args.candidates * args.classes * item_size(args.dtype));
     rows_ = std::max<std::uint64_t>(1, kChunkBytes / row_bytes);
-    chunks_ = ceil_divide(args.rows, rows_) * (args.candidates / together_);
-    std::uint64_t bytes = row_bytes * args.rows * (args.candidates / together_);
-    std::uint64_t wanted = bytes < kInlineBytes ? 1 : static_cast<std::uint64_t>(threads);
+    chunks_ = (args.rows + rows_ - 1) / rows_;
+    std::uint64_t wanted = row_bytes * args.rows < kInlineBytes ? 1 : static_cast<std::uint64_t>(threads);
     threads_ = std::max<std::uint64_t>(1, std::min(wanted, chunks_));
   }
 
@@ -55,17 +50,15 @@ class Work {
   }
 
  private:
-  // Fetches chunks until none is left; candidates are outermost, so that memory is read in its order.
+  // Fetches chunks until none is left.
   void work(const KeepGoing* keep_going) {
     FloatEnvironment environment;
     auto last_tick = std::chrono::steady_clock::now();
     while (!stopped_.load(std::memory_order_relaxed)) {
       std::uint64_t chunk = next_.fetch_add(1);
       if (chunk >= chunks_) return;
-      std::uint64_t a_candidate = ceil_divide(args_.rows, rows_);
-      std::uint64_t first = chunk / a_candidate * together_;
-      std::uint64_t row = chunk % a_candidate * rows_;
-      score_rows_(args_, {first, first + together_, row, std::min<std::uint64_t>(row + rows_, args_.rows)});
+      std::uint64_t row = chunk * rows_;
+      score_rows_(args_, row, std::min<std::uint64_t>(row + rows_, args_.rows));
       if (keep_going == nullptr) continue;
       auto now = std::chrono::steady_clock::now();
       if (now - last_tick < kTickInterval) continue;
@@ -75,8 +68,7 @@ class Work {
   }
 
   const LogitArgs& args_;
-  void (*const score_rows_)(const LogitArgs&, const LogitRange&);
-  std::uint64_t together_ = 1;
+  void (*const score_rows_)(const LogitArgs&, std::size_t, std::size_t);
   std::uint64_t rows_ = 1;
   std::uint64_t chunks_ = 0;
   std::uint64_t threads_ = 1;

@@ -3,21 +3,14 @@
 // and included after it.
 #pragma once
 
-// Classes per pass: the values of a block, and those of the base, stay in the first-level cache between the passes.
-constexpr size_t kLogitBlock = 4096;
+#include "exp_log.h"
+#include "logits_scan.h"
+
+// Values summed together, and sums side by side.
 constexpr size_t kStrip = 64;
 constexpr size_t kSums = 16;
 // Candidates that meet one block of the base while it is in the cache.
 constexpr size_t kCandidates = 32;
-
-template <class T>
-constexpr uint8_t type_code() {
-  return sizeof(T) == 8 ? kF64 : kF32;
-}
-
-static inline double infinity() { return __builtin_inf(); }
-static inline double not_a_number() { return bit_cast<double>(kNanF64); }
-static inline bool is_infinite(double x) { return x - x != 0.0; }  // of what is no NaN
 
 // What is known of a row after some of its blocks. Values are exact in f64.
 struct RowState {
@@ -28,194 +21,6 @@ struct RowState {
   int64_t ahead;
   bool nan;
 };
-
-// Where the values of one block come from: `raw` are n elements; base, where there is one, has them in the lanes' type
-// and zeros up to a whole vector.
-template <class T>
-struct Block {
-  const char* raw;
-  const T* base;
-  T weight, scale;
-  size_t n;
-  // The label's place: how many of the block's classes are before it, and whether it is one of them itself.
-  size_t before;
-  bool own;
-};
-
-template <class L, uint8_t kType, bool kBase>
-static inline typename L::V value_at(const Block<typename L::Scalar>& block, const char* raw, size_t i) {
-  typename L::V x = L::template load_as<kType>(raw);
-  if constexpr (!kBase) return x;
-  return L::mul(L::broadcast(block.scale), L::fma(L::broadcast(block.weight), x, L::load(block.base + i)));
-}
-
-// Running results over the vectors of a block; two of each, as one would wait for itself.
-template <class L>
-struct Running {
-  typename L::V best[2], second[2];
-  typename L::Count ahead[2];
-  typename L::Flag nan;
-};
-
-template <class L, bool kPlaces>
-static inline void take(Running<L>& running, size_t which, typename L::V x) {
-  if constexpr (kPlaces) {
-    running.second[which] = L::max(running.second[which], L::min(running.best[which], x));
-    running.best[which] = L::max(running.best[which], x);
-  }
-}
-
-// Vectors [from, to) of the block, all of them on one side of the label. kOrEqual: the side before it.
-template <class L, uint8_t kType, bool kBase, bool kPlaces, bool kOrEqual>
-static inline void scan_vectors(const Block<typename L::Scalar>& block, size_t from, size_t to, typename L::V target,
-                                typename L::Scalar* values, Running<L>& running) {
-  constexpr size_t w = L::kWidth;
-  constexpr size_t size = kType == kF64 ? 8 : kType == kF32 ? 4 : 2;
-  size_t i = from * w;
-  for (; i + 2 * w <= to * w; i += 2 * w) {
-    const char* raw = block.raw + i * size;
-    prefetch_strip(raw, 2 * w * size);
-    typename L::V a = value_at<L, kType, kBase>(block, raw, i);
-    typename L::V b = value_at<L, kType, kBase>(block, raw + w * size, i + w);
-    if constexpr (kPlaces) {
-      L::store(values + i, a);
-      L::store(values + i + w, b);
-    }
-    running.ahead[0] = L::template count_above<kOrEqual>(running.ahead[0], a, target);
-    running.ahead[1] = L::template count_above<kOrEqual>(running.ahead[1], b, target);
-    running.nan = L::flag_nan(running.nan, a, b);
-    take<L, kPlaces>(running, 0, a);
-    take<L, kPlaces>(running, 1, b);
-  }
-  if (i == to * w) return;
-  typename L::V a = value_at<L, kType, kBase>(block, block.raw + i * size, i);
-  if constexpr (kPlaces) L::store(values + i, a);
-  running.ahead[0] = L::template count_above<kOrEqual>(running.ahead[0], a, target);
-  running.nan = L::flag_nan(running.nan, a, a);
-  take<L, kPlaces>(running, 0, a);
-}
-
-// The vector that starts at i and holds the label, or the end of the block, or both. Returns how many of its elements
-// are ahead.
-template <class L, uint8_t kType, bool kBase, bool kPlaces>
-static inline int64_t scan_mixed(const Block<typename L::Scalar>& block, size_t i, typename L::Scalar target,
-                                 typename L::Scalar* values, Running<L>& running) {
-  using T = typename L::Scalar;
-  constexpr size_t w = L::kWidth;
-  constexpr size_t size = kType == kF64 ? 8 : kType == kF32 ? 4 : 2;
-  alignas(64) char padded[w * 8];
-  const char* raw = block.raw + i * size;
-  size_t n = block.n - i;
-  if (n < w) {  // no load leaves the row
-    __builtin_memset(padded, 0, sizeof(padded));
-    __builtin_memcpy(padded, raw, n * size);
-    raw = padded;
-  }
-  alignas(64) T own[w];
-  L::store(own, value_at<L, kType, kBase>(block, raw, i));
-  int64_t ahead = 0;
-  for (size_t j = 0; j < w; ++j) {
-    if (j >= n) own[j] = static_cast<T>(-infinity());
-    if (i + j < block.before) {
-      ahead += own[j] >= target;
-    } else {
-      ahead += own[j] > target;  // the label itself and what is past the end are not
-    }
-  }
-  typename L::V x = L::load(own);
-  if constexpr (kPlaces) L::store(values + i, x);
-  running.nan = L::flag_nan(running.nan, x, x);
-  take<L, kPlaces>(running, 0, x);
-  return ahead;
-}
-
-// The two largest of what the lanes have found, as one multiset.
-template <class L>
-static void largest_two(const Running<L>& running, typename L::Scalar& best, typename L::Scalar& second) {
-  using T = typename L::Scalar;
-  constexpr size_t w = L::kWidth;
-  alignas(64) T bests[w], seconds[w];
-  typename L::V low = L::min(running.best[0], running.best[1]);
-  L::store(bests, L::max(running.best[0], running.best[1]));
-  L::store(seconds, L::max(low, L::max(running.second[0], running.second[1])));
-  for (size_t half = w / 2; half > 0; half /= 2) {
-    for (size_t j = 0; j < half; ++j) {
-      T one = bests[j], other = bests[j + half];
-      T smaller = one < other ? one : other;
-      T runner_up = seconds[j] > seconds[j + half] ? seconds[j] : seconds[j + half];
-      bests[j] = one > other ? one : other;
-      seconds[j] = smaller > runner_up ? smaller : runner_up;
-    }
-  }
-  best = bests[0];
-  second = seconds[0];
-}
-
-struct BlockResult {
-  double best, second;
-  int64_t ahead;
-  bool nan;
-};
-
-// The first pass over a block. kPlaces: best and second too, and the values to `values`.
-template <class L, uint8_t kType, bool kBase, bool kPlaces>
-static BlockResult scan(const Block<typename L::Scalar>& block, double row_target, typename L::Scalar* values) {
-  using T = typename L::Scalar;
-  constexpr size_t w = L::kWidth;
-  T target = static_cast<T>(row_target);
-  typename L::V limit = L::broadcast(target);
-  typename L::V least = L::broadcast(static_cast<T>(-infinity()));
-  Running<L> running = {{least, least}, {least, least}, {L::no_count(), L::no_count()}, L::no_flag()};
-  size_t whole = block.n / w;
-  size_t at = block.before / w;
-  int64_t ahead = 0;
-  scan_vectors<L, kType, kBase, kPlaces, true>(block, 0, at, limit, values, running);
-  if (block.own || block.before % w != 0) {
-    ahead += scan_mixed<L, kType, kBase, kPlaces>(block, at * w, target, values, running);
-    ++at;
-  }
-  if (at < whole) {
-    scan_vectors<L, kType, kBase, kPlaces, false>(block, at, whole, limit, values, running);
-    at = whole;
-  }
-  if (at * w < block.n) ahead += scan_mixed<L, kType, kBase, kPlaces>(block, at * w, target, values, running);
-  BlockResult result = {0.0, 0.0, ahead, L::flagged(running.nan)};
-  result.ahead += L::total(running.ahead[0]) + L::total(running.ahead[1]);
-  if constexpr (kPlaces) {
-    T best, second;
-    largest_two<L>(running, best, second);
-    result.best = best;
-    result.second = second;
-  }
-  return result;
-}
-
-template <class L, uint8_t kType>
-static BlockResult scan_type(bool places, const Block<typename L::Scalar>& block, double target,
-                             typename L::Scalar* values) {
-  if (block.base != nullptr) {
-    return places ? scan<L, kType, true, true>(block, target, values)
-                  : scan<L, kType, true, false>(block, target, values);
-  }
-  return places ? scan<L, kType, false, true>(block, target, values)
-                : scan<L, kType, false, false>(block, target, values);
-}
-
-template <class L>
-static BlockResult scan_any(uint8_t type, bool places, const Block<typename L::Scalar>& block, double target,
-                            typename L::Scalar* values) {
-  switch (type) {
-    case kF64:
-      if constexpr (sizeof(typename L::Scalar) == 8) return scan_type<L, kF64>(places, block, target, values);
-      return {};  // the caller chooses the lanes: never here
-    case kF16:
-      return scan_type<L, kF16>(places, block, target, values);
-    case kBF16:
-      return scan_type<L, kBF16>(places, block, target, values);
-    default:
-      return scan_type<L, kF32>(places, block, target, values);
-  }
-}
 
 // The first place of `value` among n values; n where there is none.
 template <class L>
@@ -256,8 +61,7 @@ static double sum_exponentials(const typename L::Scalar* values, size_t n, typen
       L::store(strip + j, L::add(L::add(e[0], e[2]), L::add(e[1], e[3])));
     }
     for (size_t k = 0; k < kSums / wide; ++k) {
-      const char* part = reinterpret_cast<const char*>(strip + k * wide);
-      sums[k] = Wide::add(sums[k], Wide::template load_as<type_code<T>()>(part));
+      sums[k] = Wide::add(sums[k], Wide::template load_as<type_code<T>()>(bytes(strip + k * wide)));
     }
   }
   alignas(64) double total[kSums];
@@ -313,16 +117,12 @@ class RowScorer {
         likelihood_(args.confidence != nullptr || args.nll != nullptr),
         size_(item_size(args.dtype)) {}
 
-  void score(const LogitRange& range) {
-    if (args_.base == nullptr) {
-      for (size_t m = range.first_candidate; m < range.end_candidate; ++m) {
-        for (size_t n = range.first_row; n < range.end_row; ++n) score_row(m, m + 1, n);
-      }
-      return;
-    }
-    for (size_t n = range.first_row; n < range.end_row; ++n) {
-      for (size_t m = range.first_candidate; m < range.end_candidate; m += kCandidates) {
-        score_row(m, m + kCandidates < range.end_candidate ? m + kCandidates : range.end_candidate, n);
+  // Candidates are innermost: the row of the base stays in the cache, and several streams of memory are faster than
+  // one.
+  void score(size_t first_row, size_t end_row) {
+    for (size_t n = first_row; n < end_row; ++n) {
+      for (size_t m = 0; m < args_.candidates; m += kCandidates) {
+        score_row(m, m + kCandidates < args_.candidates ? m + kCandidates : args_.candidates, n);
       }
     }
   }
@@ -428,8 +228,8 @@ class RowScorer {
   alignas(64) T base_[kLogitBlock];
 };
 
-// Wide lanes are those of the sums; where they are the widest a value needs, both are of f64.
+// Wide: lanes of f64, for the sums.
 template <class L, class Wide>
-static void score_rows(const LogitArgs& args, const LogitRange& range) {
-  RowScorer<L, Wide>(args).score(range);
+static void score_rows(const LogitArgs& args, size_t first_row, size_t end_row) {
+  RowScorer<L, Wide>(args).score(first_row, end_row);
 }

@@ -46,8 +46,8 @@ struct GenericLanes {
     for (size_t i = 0; i < kWidth; ++i) c.v[i] = fused_multiply_add(a.v[i], b.v[i], c.v[i]);
     return c;
   }
-  // The same for a weight that is one in all lanes. With 1 it is a plain sum, where fma and addition agree; without that
-  // a software fma would cost every element.
+  // The same for a weight that is one in all lanes. With 1 it is a plain sum, where fma and addition agree; without
+  // that a software fma would cost every element.
   static V fma(V w, V x, V acc) {
     if (w.v[0] == T(1)) {
       for (size_t i = 0; i < kWidth; ++i) acc.v[i] += x.v[i];

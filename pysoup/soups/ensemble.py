@@ -69,11 +69,16 @@ class Ensemble:
     ) -> float:
         """The score of :meth:`logits` on any data, by the ensemble's own metric or another one."""
         scored_by = self.scored_by if metric is None else as_metric(metric)
-        averaged = self.models.mean(model, as_heldout(heldout), self.added, memory=memory, progress=progress)
-        with naming("scoring the ensemble", "the model holds its last ingredient"):
-            accumulator = scored_by.accumulator()
-            accumulator.update(*averaged)
-            return accumulator.value()
+
+        def score(logits: Tensor, labels: Tensor) -> float:
+            with naming("scoring the ensemble", "the model holds one of its ingredients"):
+                accumulator = scored_by.accumulator()
+                accumulator.update(logits, labels)
+                return accumulator.value()
+
+        # What does not fit the metric must not show after the last model's pass: the first one's logits tell, too.
+        data = as_heldout(heldout)
+        return score(*self.models.mean(model, data, self.added, memory=memory, progress=progress, check=score))
 
     def save_trace(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write :meth:`to_json` beside ``path`` and rename; an existing file is an :class:`OutputError` unless

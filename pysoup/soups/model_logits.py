@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
@@ -49,16 +49,20 @@ class ModelLogits:
         *,
         memory: int | str | None = None,
         progress: StepProgress | None = None,
+        check: Callable[[Tensor, Tensor], object] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The average of the logits of these models, each as often as it is there, and the labels.
 
         Summed in this order, then multiplied with one by their number, each rounded to f32 (f64 for f64 logits). The
-        logits of those that are there several times are cached in ``memory`` bytes, or in a file.
+        logits of those that are there several times are cached in ``memory`` bytes, or in a file. ``check(logits,
+        labels)`` sees those of the first model alone, and raises where they do not fit.
         """
         total: Tensor | None = None
         first: tuple[Form, Tensor] | None = None
         for logits, labels in self._in_turn(model, heldout, added, memory, progress):
             if total is None or first is None:
+                if check is not None:
+                    check(logits, labels)
                 total, first = logits.to(mean_dtype(logits), copy=True), ((logits.shape, logits.dtype), labels)
             else:
                 check_alike(logits, labels, *first)
