@@ -90,3 +90,36 @@ def test_strided_copy_of_a_transpose(benchmark: Any, itemsize: int) -> None:
     np.testing.assert_array_equal(out, source.T)
     benchmark.extra_info["bytes"] = 2 * out.nbytes
     benchmark.pedantic(copy, args=arguments, rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("likelihood", [False, True], ids=["top1", "likelihood"])
+@pytest.mark.parametrize("dtype", list(NUMPY), ids=lambda d: d.short)
+def test_scores_of_logits(benchmark: Any, dtype: DType, likelihood: bool) -> None:
+    rows, classes = 32_000, 1000
+    rng = np.random.default_rng(0)
+    part = rng.normal(size=(400, classes)).astype(np.float32).astype(NUMPY[dtype])
+    logits = np.resize(part, (COUNT, rows // COUNT, classes))
+    labels = rng.integers(0, classes, rows // COUNT)
+    rank, nll = np.empty((COUNT, rows // COUNT), np.int64), np.empty((COUNT, rows // COUNT))
+    top, nan_rows, total = np.empty((1, COUNT), np.int64), np.empty(COUNT, np.int64), np.empty(COUNT)
+    arguments: dict[str, Any] = {
+        "threads": THREADS,
+        "logits": logits.ctypes.data,
+        "dtype": dtype.native,
+        "shape": logits.shape,
+        "strides": [rows // COUNT * classes, classes],
+        "base": 0,
+        "base_dtype": 0,
+        "base_stride": 0,
+        "weight": 1.0,
+        "scale": 1.0,
+        "labels": labels.ctypes.data,
+        "ignore": None,
+        "k": [1],
+        "outputs": [rank.ctypes.data, 0, 0, 0, nll.ctypes.data if likelihood else 0],
+        "totals": [array.ctypes.data for array in (top, nan_rows, total)],
+    }
+    _native.score_logits(**arguments)
+    np.testing.assert_array_equal(top[0], (logits.argmax(2) == labels).sum(1))
+    benchmark.extra_info["bytes"] = logits.nbytes
+    benchmark.pedantic(_native.score_logits, kwargs=arguments, rounds=15, warmup_rounds=2)

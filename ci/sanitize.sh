@@ -9,7 +9,7 @@ builds=build/sanitize
 export PATH=$PWD/.venv/bin:$PATH UBSAN_OPTIONS=print_stacktrace=1
 # Those that call kernels, hand them memory that Python owns, or read hostile input with native help.
 python_tests=(tests/test_native_bounds.py tests/test_native_strided.py tests/test_native_nonfinite.py
-  tests/test_ops_same_bits.py tests/test_average_files.py tests/test_unpack.py)
+  tests/test_ops_same_bits.py tests/test_logits_same_bits.py tests/test_average_files.py tests/test_unpack.py)
 
 fail() {
   printf 'sanitize: %s\n' "$*" >&2

@@ -69,10 +69,11 @@ struct WeightedSumArgs {
 // Relative to `second` the sum loses nothing that is small beside the prediction: nll has a relative error below 1e-6,
 // however small it is.
 //
-// The same bits on every ISA. Blocks of 4096 classes have a second and a sum of their own: exp(v[i] - second) is the
-// polynomial in exp_log.h, at least 4e-38 (in f64 1e-304), which is nothing beside the largest, 1; each strip of 64 is
-// added as (e[j] + e[j + 32]) + (e[j + 16] + e[j + 48]) for j < 16, in the type of the values; the strips in f64, in
-// order, for each j; these 16 as a tree. Blocks are joined in order, and all that follows is f64.
+// The same bits on every ISA. Blocks of 4096 classes have a best, a second and a sum of their own: e[i] is
+// exp(min(v[i] - second, 0)), so 1 for the best, by the polynomial in exp_log.h, and at least 4e-38 (in f64 1e-304),
+// which is nothing beside the second, 1; each strip of 64 is added as (e[j] + e[j + 32]) + (e[j + 16] + e[j + 48]) for
+// j < 16, in the type of the values; the strips in f64, in order, for each j; these 16 as a tree; less 1 for the best.
+// Blocks are joined in order, and all that follows is f64.
 //
 // A row with a NaN has rank -1, prediction -1 and NaN for the rest. With an infinite maximum confidence and nll are
 // NaN, as inf - inf is. A row whose label is ignored has rank -2, prediction -1 and NaN for the rest, and is not read.

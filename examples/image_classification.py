@@ -1,6 +1,6 @@
 """A plain torch vision model as a task: the digits that scikit-learn ships, 8 x 8 pixels.
 
-    pysoup finetune examples/image_classification.toml -o runs/digits
+    pysoup finetune examples/image_classification.toml -o runs/digits --jobs 2
     pysoup greedy --task examples/image_classification.py:Digits runs/digits -o soups/digits
 
 Soups need ingredients that share a pre-trained start. For want of a model of this size to download, one is pre-trained

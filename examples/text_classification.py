@@ -5,10 +5,14 @@
 
 Beside this file it expects
 
-- ``model/``: a pre-trained encoder with its tokenizer, as ``save_pretrained`` writes both;
+- ``model/``: a pre-trained encoder with its tokenizer, as ``save_pretrained`` writes both::
+
+      for kind in (AutoModel, AutoTokenizer):
+          kind.from_pretrained("bert-base-uncased").save_pretrained("examples/model")
+
 - ``data/train.tsv``, ``data/heldout.tsv`` and any ``data/test*.tsv``: a class, a tab and a text on each line.
 
-Nothing is downloaded.
+The example itself downloads nothing. It needs ``transformers``.
 """
 
 from __future__ import annotations

@@ -151,7 +151,8 @@ class _Request:
         for k in self.k:
             if k > classes:
                 raise SoupError(f"top-{k} needs at least {k} classes", found=f"{classes} classes")
-        weight, scale = _factor(weight, "weight"), _factor(scale, "scale")
+        wide = torch.float64 in (logits.dtype, None if base is None else base.dtype)
+        weight, scale = _factor(weight, "weight", wide), _factor(scale, "scale", wide)
         check = _LabelCheck(
             labels.detach().to(logits.device, torch.int64), classes, self.ignore_index, self.first_sample
         )
@@ -238,8 +239,9 @@ def _check_shapes(base: Tensor | None, logits: Tensor, labels: Tensor) -> None:
         )
 
 
-def _factor(value: float, name: str) -> float:
+def _factor(value: float, name: str, wide: bool) -> float:
+    """As a finite number of the type that is computed with."""
     value = float(value)
-    if not math.isfinite(value):
-        raise SoupError(f"{name} must be finite", found=value)
+    if not math.isfinite(value) or (not wide and abs(value) > torch.finfo(torch.float32).max):
+        raise SoupError(f"{name} must be finite{'' if wide else ' in f32'}", found=value)
     return value

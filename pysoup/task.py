@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import random
 import sys
 import zlib
 from pathlib import Path
@@ -15,6 +16,10 @@ from .errors import SoupError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+HELDOUT_SEED = 0
+"""Set before held-out data is made and read, so that a shuffling loader has one order in sweeps and recipes."""
 
 
 class Task(Protocol):
@@ -58,6 +63,16 @@ def load_task(name: str) -> Task:
     if missing:
         raise SoupError(f"task {attribute!r} lacks {' and '.join(missing)}", file=where)
     return cast(Task, task)
+
+
+def seed_draws(seed: int) -> None:
+    """What a task draws from the global generators next (a new head, a shuffled list) is the same in every process."""
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed % 2**32)
 
 
 def _import_file(where: str) -> ModuleType:

@@ -186,7 +186,7 @@ def test_every_option_is_in_the_manual(name: str) -> None:
     parameters = [p for p in app.commands[name].params if isinstance(p, click.Option)]
     options = {option for p in parameters for option in (p.opts[-1], *p.secondary_opts)}
     # An output may be in the example alone; the default of an on-and-off option goes without saying.
-    assert options - set(OPTION.findall(section)) <= {"--normalize", "--output"}
+    assert options - set(OPTION.findall(section)) <= {"--normalize", "--early-rejection", "--output"}
 
 
 def test_the_manual_has_no_option_that_the_commands_lack() -> None:

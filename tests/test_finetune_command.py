@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from pysoup.cli import main
 from pysoup.finetune.messages import Broken, Job, Ready
 from pysoup.finetune.plan import read_plan
+from pysoup.finetune.processes import _threads
 from pysoup.finetune.worker import work
 from pysoup.record import read_failure, read_record
 
@@ -64,6 +65,24 @@ class NoTraining(Task):
 
 class NoHead(Task):
     head = None
+
+class NoFile(Task):
+    def train(self):
+        raise FileNotFoundError("train.tsv")
+
+class NoLabels(Task):
+    def train(self):
+        return {"input": torch.zeros(4, 5), "label": torch.zeros(4)}
+
+class FloatLabels(Task):
+    def train(self):
+        x, y = super().train()
+        return x, y.float()
+
+class ShortLabels(Task):
+    def train(self):
+        x, y = super().train()
+        return x, y.to(torch.int8)
 
 class Shuffled(Task):
     def train(self):
@@ -227,7 +246,8 @@ def test_failed_runs_are_recorded_and_the_sweep_goes_on(kitchen: Path) -> None:
     failures = [read_failure(folder / f"model_{k:02d}.safetensors") for k in (1, 2)]
     assert failures[0] is not None
     assert failures[1] is not None
-    assert failures[0]["failed"] == "ValueError: no such picture"
+    line = TASK[: TASK.index("raise ValueError")].count("\n") + 1
+    assert failures[0]["failed"] == f"ValueError: no such picture (tasks.py:{line})"
     assert "in augment" in failures[0]["traceback"]
     assert failures[1]["failed"].startswith("the loss is not finite at step 0")
     assert run.stdout.splitlines()[-1] == "2 runs failed; --retry makes them again"
@@ -313,13 +333,40 @@ def worked(kitchen: Path, name: str) -> list[object]:
         (("tasks.py:Task", "tasks.py:NoHead"), "the linear probe needs the name of the head"),
         (("[start]", "[start]\nmodule = 'body'"), "the model has no submodule 'body'"),
         (("[start]\nepochs = 3", "[start]\nhead = 'zero_shot'"), "the task has no zero_shot(model)"),
-        (("[start]", "metric = 'f9'\n[start]"), "unknown metric"),
+        (("[start]", "metric = 'f9'\n[start]"), "other.toml: 'metric' in the file: unknown metric"),
+        (("tasks.py:Task", "tasks.py:NoFile"), "tasks.py:NoFile failed: FileNotFoundError: train.tsv (tasks.py:"),
+        (("tasks.py:Task", "tasks.py:NoLabels"), "tasks.py:NoLabels: training tensors need their labels"),
+        (("tasks.py:Task", "tasks.py:FloatLabels"), "tasks.py:FloatLabels: training labels must be class numbers"),
     ],
 )
 def test_task_that_does_not_fit_the_sweep_is_refused(kitchen: Path, change: tuple[str, str], line: str) -> None:
     said = worked(kitchen, sweep_of(kitchen, change))
     assert isinstance(said[-1], Broken)
     assert line in said[-1].line
+
+
+def test_labels_may_be_integers_of_any_size(kitchen: Path) -> None:
+    assert any(isinstance(m, Ready) for m in worked(kitchen, sweep_of(kitchen, ("py:Task", "py:ShortLabels"))))
+
+
+def test_limit_leaves_finished_runs_listed(finished: Path) -> None:
+    shutil.copytree(finished / "runs" / "x", finished / "runs" / "limited")
+    run = pysoup(finished, "finetune", "sweep.toml", "-o", "runs/limited", "--limit", "1")
+    assert run.stdout.splitlines()[-1] == "1 model in runs/limited: 0 made, 1 found"
+    before, after = (json.loads((finished / "runs" / name / "sweep.json").read_text()) for name in ("x", "limited"))
+    assert after == before
+
+
+@pytest.mark.parametrize(("allowed", "threads"), [(None, 4), ("1", 1), ("3", 3), ("64", 4), ("0", 4), ("many", 4)])
+def test_workers_take_no_more_threads_than_the_user_allows(
+    monkeypatch: pytest.MonkeyPatch, allowed: str | None, threads: int
+) -> None:
+    monkeypatch.setattr("pysoup._native.default_threads", lambda: 8)
+    if allowed is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    assert _threads(2) == threads
 
 
 def test_zero_shot_head_is_the_tasks_own(kitchen: Path) -> None:

@@ -158,6 +158,10 @@ def test_further_outputs_are_read(tmp_path: Path) -> None:
 WRONG = [
     ("task = ", "not valid TOML"),
     ("[grid]\nlearning_rate = [1]", "names no task"),
+    ('task = "t.py"\n' + "[grid]\nlearning_rate = [1]", "'task' in the file: found 't.py', expected FILE.py:NAME"),
+    ('tasks = "t.py:T"\n[grid]\nlearning_rate = [1]', "unknown key 'tasks' in the file: expected 'task', perhaps"),
+    ('task = "t.py:T"\n[point]\nlearning_rate = 1', "'point' in the file: found '[point]', expected [[point]], one"),
+    (GRID + '[training]\nschedule = "Linear"', "[training]: unknown schedule: found 'Linear'"),
     ("task = 3", "'task' in the file: found 3, expected text in quotes"),
     ('task = "t.py:T"', "has no points: expected [random], [grid] or [[point]]"),
     ('tusk = "t.py:T"\n' + GRID, "unknown key 'tusk' in the file: expected 'task', perhaps"),

@@ -147,7 +147,9 @@ def test_retry_that_succeeds_leaves_no_failure(tmp_path: Path) -> None:
             raise MemoryError("no room")
         return model(batch[0]), batch[1]
 
-    with pytest.raises(SoupError, match=r"failed: MemoryError: no room \(and 2 more of 3 runs\)") as caught:
+    with pytest.raises(
+        SoupError, match=r"failed: MemoryError: no room \(test_\w+\.py:\d+\) \(and 2 more of 3 runs\)"
+    ) as caught:
         make(tmp_path, forward=forward).run()
     assert isinstance(caught.value.__cause__, MemoryError)
     assert "in forward" in json.loads((tmp_path / "model_00.json").read_text())["traceback"]

@@ -375,3 +375,13 @@ def test_what_a_kill_left_beside_arrays_is_removed_and_nothing_else(tmp_path: Pa
 def test_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> None:
     with Journal.open(tmp_path, IDENTITY) as journal, pytest.raises(SoupError, match="not a name for an array"):
         journal.save_array(name, torch.zeros(1))
+
+
+def test_a_journal_without_results_does_not_stand_in_the_way_of_another_run(tmp_path: Path) -> None:
+    write(tmp_path / "run", {})
+    with Journal.open(tmp_path / "run", {"heldout": "another"}) as journal:
+        journal.record("single:0", 0.5)
+    with pytest.raises(SoupError, match="another run is recorded here"):
+        Journal.open(tmp_path / "run", IDENTITY)
+    with Journal.open(tmp_path / "run", {"heldout": "another"}) as journal:
+        assert journal.recall("single:0") == 0.5

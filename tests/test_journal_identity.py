@@ -156,7 +156,8 @@ def test_another_run_in_the_directory_is_refused_in_one_line(setting: Setting, c
 )
 def test_another_metric_of_the_same_name_is_refused(setting: Setting, old: Metric, new: Metric, words: str) -> None:
     setting.metric = old
-    setting.open().close()
+    with setting.open() as run:
+        run.record("single:0", 0.5)
     setting.open().close()
     setting.metric = new
     with pytest.raises(SoupError, match="another run is recorded here") as caught:
@@ -165,7 +166,8 @@ def test_another_metric_of_the_same_name_is_refused(setting: Setting, old: Metri
 
 
 def test_another_version_is_refused(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting.open().close()
+    with setting.open() as run:
+        run.record("single:0", 0.5)
     monkeypatch.setattr(identity, "__version__", "0.0.1")
     with pytest.raises(SoupError, match=r"the version or kind of pysoup was '.*', it is '0.0.1' now"):
         setting.open()
@@ -178,7 +180,8 @@ def test_nested_entry_is_part_of_the_run(setting: Setting) -> None:
         candidates = [Candidate("n", open_checkpoint(path, entry))]
         made = identity_of(candidates, setting.heldout, setting.metric, {}, model=setting.model)
         if entry == "x":
-            Journal.open(setting.folder / "run", made).close()
+            with Journal.open(setting.folder / "run", made) as run:
+                run.record("single:0", 0.5)
         else:
             with pytest.raises(SoupError, match="checkpoint n was entry 'x', it is 'y' now"):
                 Journal.open(setting.folder / "run", made)
@@ -252,7 +255,8 @@ def test_touched_file_is_hashed_once_more_and_goes_on(setting: Setting, hashed: 
 
 
 def test_other_content_of_the_same_size_and_time_is_found(setting: Setting, hashed: list[str]) -> None:
-    setting.open().close()
+    with setting.open() as run:
+        run.record("single:0", 0.5)
     path = setting.folder / "b.safetensors"
     info = path.stat()
     content = bytearray(path.read_bytes())

@@ -178,7 +178,7 @@ def test_no_rows_score_zero() -> None:
     assert found.prediction.shape == (2, 0)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16])
 def test_labels_of_any_integer_type_and_stride(dtype: torch.dtype) -> None:
     logits, labels = random_logits((50, 30), torch.float32, 5)
     strided = torch.zeros(150, dtype=dtype)

@@ -104,8 +104,14 @@ def test_greedy_ensemble_step_finds_the_best_candidate() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight", "scale"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e39])
 def test_factors_that_are_not_finite_are_refused(name: str, value: float) -> None:
     logits = torch.zeros(2, 3)
-    with pytest.raises(SoupError, match=f"{name} must be finite"):
-        score_ensemble(logits, logits, torch.tensor([0, 0]), k=1, **{name: value})
+    labels = torch.tensor([0, 0])
+    with pytest.raises(SoupError, match=f"{name} must be finite in f32: found"):
+        score_ensemble(logits, logits, labels, k=1, **{name: value})
+    if value == -1e39:
+        assert score_ensemble(logits.double(), logits, labels, k=1, **{name: value}).top[1].tolist() == [2]
+    else:
+        with pytest.raises(SoupError, match=f"{name} must be finite: found"):
+            score_ensemble(logits, logits.double(), labels, k=1, **{name: value})

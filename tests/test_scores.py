@@ -270,3 +270,20 @@ def test_no_file_of_scores_says_where_it_was_looked_for(here: Path) -> None:
 
 def test_nothing_to_choose_from_is_an_error(here: Path) -> None:
     assert "no checkpoints" in refused(paths=[])
+
+
+@pytest.mark.parametrize(
+    ("direction", "lowest", "expected"),
+    [("min", False, ["runs/a.pt", "runs/c.pt"]), ("max", False, BEST_TWO), ("max", True, ["runs/a.pt", "runs/c.pt"])],
+)
+def test_of_a_sweep_scored_by_a_loss_the_smallest_are_the_best(
+    here: Path, direction: str, lowest: bool, expected: list[str]
+) -> None:
+    models = [{"path": name, "score": score, "depth": -score} for name, score in SCORES.items()]
+    file = write("runs/sweep.json", {"metric": "nll", "direction": direction, "models": models})
+    assert top(by="score", scores=file, lowest=lowest) == expected
+    notes: list[str] = []
+    select_top(RUNS, 2, "score", file, lowest=lowest, notes=notes)
+    assert ("lowest first" in notes[0]) == (expected != BEST_TWO)
+    # Of any other number nothing is known.
+    assert top(by="depth", scores=file) == ["runs/a.pt", "runs/c.pt"]

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -280,3 +281,64 @@ def test_a_run_directory_that_is_a_checkpoint_is_refused(kitchen: list[str]) -> 
     run_uniform("recipe_task.py:Small", kitchen[:2], "run")
     with pytest.raises(OutputError, match="the output is one of the checkpoints"):
         run_greedy("recipe_task.py:Small", ["run", *kitchen], "run", overwrite=True)
+
+
+DRAWN = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+class Drawn:
+    calls = []
+    last = 0
+
+    def model(self):
+        torch.rand(int(torch.randint(1, 9, ())))
+        return nn.Linear(6, 7)
+
+    def heldout(self):
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(80, 6, generator=generator), torch.randint(0, 7, (80,), generator=generator)
+        return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+
+    def tests(self):
+        return [("a", self.heldout())]
+
+    def forward(self, model, batch):
+        self.calls.append(1)
+        if len(self.calls) == self.last:
+            raise KeyboardInterrupt
+        return model(batch[0]), batch[1]
+"""
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Iterator[str]:
+    (tmp_path / "drawn_task.py").write_text(DRAWN)
+    for index in range(4):
+        torch.manual_seed(index)
+        save_file(nn.Linear(6, 7).state_dict(), tmp_path / f"drawn_{index}.safetensors")
+    yield f"{tmp_path / 'drawn_task.py'}:Drawn"
+    sys.modules.pop("drawn_task", None)
+
+
+def test_a_run_with_shuffled_held_out_data_goes_on(drawn: str, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"drawn_{index}.safetensors") for index in range(4)]
+    task: Any = type(load_task(drawn))
+    task.last = 12
+    with pytest.raises(KeyboardInterrupt):
+        run_greedy(drawn, files, str(tmp_path / "out"))
+    done = len(task.calls)
+    with pytest.raises(SoupError, match=r"not test sets .*found list, expected a dictionary"):
+        run_greedy(drawn, files, str(tmp_path / "out"))
+    first = len(task.calls) - done
+    with pytest.raises(SoupError, match="not test sets"):
+        run_greedy(drawn, files, str(tmp_path / "fresh"))
+    assert first < len(task.calls) - done - first
+    assert same_bits(load_file(tmp_path / "out/soup.safetensors"), load_file(tmp_path / "fresh/soup.safetensors"))
+
+
+def test_the_directory_of_the_checkpoints_is_no_output(drawn: str, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="checkpoints are in this directory"):
+        run_uniform(drawn, [str(tmp_path / "drawn_0.safetensors")], str(tmp_path))
+    assert not (tmp_path / "soup.safetensors").exists()

@@ -277,6 +277,7 @@ def test_the_prefilter_takes_the_logits_that_scoring_the_models_gave() -> None:
         ({"prefilter": 0}, "prefilter"),
         ({"prefilter": "two"}, "prefilter"),
         ({"prefilter": 2, "memory": "a lot"}, "a lot"),
+        ({"memory": "a lot"}, "a lot"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_scored(options: dict[str, object], word: str) -> None:

@@ -24,7 +24,8 @@ struct RowState {
 
 // The first place of `value` among n values; n where there is none.
 template <class L>
-static size_t find(const typename L::Scalar* values, size_t n, typename L::Scalar value) {
+static size_t find(const typename L::Scalar* values, size_t n, double wide) {
+  auto value = static_cast<typename L::Scalar>(wide);
   typename L::V wanted = L::broadcast(value);
   size_t i = 0;
   while (i + L::kWidth <= n && !L::any_equal(L::load(values + i), wanted)) i += L::kWidth;
@@ -38,7 +39,8 @@ struct Upcoming {
   size_t size;  // of an element
 };
 
-// Sum over n values, a multiple of the strip, of exp(value - reference), in the order of the contract.
+// Sum over n values, a multiple of the strip, of exp(value - reference), 1 for those above the reference; in the order
+// of the contract.
 template <class L, class Wide>
 static double sum_exponentials(const typename L::Scalar* values, size_t n, typename L::Scalar reference,
                                Upcoming upcoming) {
@@ -47,6 +49,7 @@ static double sum_exponentials(const typename L::Scalar* values, size_t n, typen
   constexpr size_t wide = Wide::kWidth;
   static_assert(kSums % w == 0 && kSums % wide == 0, "lanes make up the sums");
   typename L::V shift = L::broadcast(reference);
+  typename L::V zero = L::broadcast(T(0));
   typename Wide::V sums[kSums / wide];
   for (size_t k = 0; k < kSums / wide; ++k) sums[k] = Wide::broadcast(0.0);
   alignas(64) T strip[kSums];
@@ -56,7 +59,7 @@ static double sum_exponentials(const typename L::Scalar* values, size_t n, typen
     for (size_t j = 0; j < kSums; j += w) {
       typename L::V e[kStrip / kSums];
       for (size_t q = 0; q < kStrip / kSums; ++q) {
-        e[q] = exp_lanes<L>(L::sub(L::load(values + i + q * kSums + j), shift));
+        e[q] = exp_lanes<L>(L::min(L::sub(L::load(values + i + q * kSums + j), shift), zero));
       }
       L::store(strip + j, L::add(L::add(e[0], e[2]), L::add(e[1], e[3])));
     }
@@ -72,37 +75,32 @@ static double sum_exponentials(const typename L::Scalar* values, size_t n, typen
   return total[0];
 }
 
-// The second pass over a block: where its best is, and what the others weigh beside its second.
+// What the other values of a block weigh beside its second: the sum of the contract, found without looking for the
+// best, which counts as 1 in it.
 template <class L, class Wide>
-static RowState weigh(const BlockResult& found, typename L::Scalar* values, size_t n, size_t label_at, bool own,
-                      bool likelihood, Upcoming upcoming) {
+static double weigh(const BlockResult& found, typename L::Scalar* values, size_t n, Upcoming upcoming) {
   using T = typename L::Scalar;
-  RowState state = {0.0, found.best, found.second, 0.0, 0, found.ahead, false};
-  // With none ahead in its own block the label is the best there.
-  size_t at = own && found.ahead == 0 ? label_at : find<L>(values, n, static_cast<T>(found.best));
-  state.best_at = static_cast<int64_t>(at);
-  if (!likelihood || is_infinite(found.best) || is_infinite(found.second)) return state;
-  T least = static_cast<T>(-infinity());
-  values[at] = least;
+  if (is_infinite(found.best) || is_infinite(found.second)) return 0.0;
   size_t padded = (n + kStrip - 1) / kStrip * kStrip;
-  for (size_t i = n; i < padded; ++i) values[i] = least;
-  state.relative = sum_exponentials<L, Wide>(values, padded, static_cast<T>(found.second), upcoming);
-  return state;
+  for (size_t i = n; i < padded; ++i) values[i] = static_cast<T>(-infinity());
+  return sum_exponentials<L, Wide>(values, padded, static_cast<T>(found.second), upcoming) - 1.0;
 }
 
-// Joins the next block to what came before it.
-static void join(RowState& row, const RowState& next, bool likelihood) {
+// The next block together with what came before it.
+static RowState joined(const RowState& row, const RowState& next, bool likelihood) {
   bool stays = row.best >= next.best;
+  RowState both = next;
+  both.best = stays ? row.best : next.best;
+  both.best_at = stays ? row.best_at : next.best_at;
   double low = stays ? next.best : row.best;
   double high = row.second > next.second ? row.second : next.second;
-  double second = low > high ? low : high;
-  if (likelihood && !is_infinite(second)) {
-    row.relative = row.relative * exp_of(row.second - second) + next.relative * exp_of(next.second - second) +
-                   exp_of(low - second);
+  both.second = low > high ? low : high;
+  both.relative = 0.0;
+  if (likelihood && !is_infinite(both.second)) {
+    both.relative = row.relative * exp_of(row.second - both.second) +
+                    next.relative * exp_of(next.second - both.second) + exp_of(low - both.second);
   }
-  row.second = second;
-  row.best = stays ? row.best : next.best;
-  row.best_at = stays ? row.best_at : next.best_at;
+  return both;
 }
 
 template <class L, class Wide>
@@ -178,16 +176,13 @@ class RowScorer {
     state.nan = found.nan;
     state.ahead += found.ahead;
     if (!places_ || found.nan) return;
-    RowState next = weigh<L, Wide>(found, values_, count, block.before, block.own, likelihood_, {next_raw, size_});
-    next.best_at += static_cast<int64_t>(begin);
-    if (begin == 0) {
-      state.best = next.best;
-      state.second = next.second;
-      state.relative = next.relative;
-      state.best_at = next.best_at;
-    } else {
-      join(state, next, likelihood_);
-    }
+    RowState next = {state.target, found.best, found.second, 0.0, 0, state.ahead, false};
+    // With none ahead in its own block the label is the best there.
+    size_t at = block.before;
+    if (!block.own || found.ahead != 0) at = args_.prediction == nullptr ? 0 : find<L>(values_, count, found.best);
+    next.best_at = static_cast<int64_t>(begin + at);
+    if (likelihood_) next.relative = weigh<L, Wide>(found, values_, count, {next_raw, size_});
+    state = begin == 0 ? next : joined(state, next, likelihood_);
   }
 
   // The label's value: the same operations on one element.

@@ -39,10 +39,15 @@ class _Record(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """A file of scores; ``matched`` has the records of each checkpoint, which may be none."""
+    """A file of scores; ``matched`` has the records of each checkpoint, which may be none.
+
+    ``smaller`` where the file itself says that of its :data:`PLAIN` scores the smaller one is better, as the summary of
+    a sweep does.
+    """
 
     file: Path
     matched: list[list[_Record]]
+    smaller: bool = False
 
     def values(self, position: int, metric: str) -> list[tuple[str, object]]:
         """Place and value of every record of a checkpoint that has the metric."""
@@ -61,6 +66,7 @@ def select_top(
 ) -> list[tuple[Path, float]]:
     """The ``top`` checkpoints with the highest (``lowest``: smallest) score ``by``, best first, with their scores.
 
+    Of the plain ``"score"`` the smallest are taken, too, where the file has ``"direction": "min"`` beside its records.
     Checkpoints with equal scores stay in the given order. If there are fewer than ``top``, all are taken. ``scores``
     names the file: JSON, as an object of checkpoint names with objects of metrics or plain numbers (which are called
     ``"score"``) or as a list of records, or such a list inside an object; or JSONL, a record a line. A record is an
@@ -83,6 +89,7 @@ def select_top(
     found = _read(Path(scores), table) if scores is not None else _beside(items, table, by)
     shown = {_absolute(item): item for item in items}
     by_path = {path: _score(found, position, by, shown[path]) for position, path in enumerate(distinct)}
+    lowest = lowest or (by == PLAIN and found.smaller)
     ranked = sorted(((item, by_path[_absolute(item)]) for item in items), key=lambda pair: pair[1], reverse=not lowest)
     chosen = ranked[:top]
     if notes is not None:
@@ -173,6 +180,8 @@ def _read(file: Path, table: _Names) -> _Scores:
             raise CheckpointError(f"{record.where}: {clip(name)!r} fits {len(positions)} of the checkpoints", file=file)
         if positions:
             scores.matched[positions[0]].append(record)
+        elif record.names == ["direction"] and record.values == "min":
+            scores = scores._replace(smaller=True)
     return scores
 
 

@@ -76,7 +76,8 @@ def _devices(text: str | None) -> list[str]:
         except RuntimeError:
             raise BackendError("no such device", found=repr(name), expected="such as cpu or cuda:0") from None
         if device.type == "cuda" and (device.index or 0) >= present:
-            raise BackendError("no such device", found=name, expected=f"one of {present} CUDA devices")
+            expected = f"one of {present} CUDA devices" if present else "cpu: torch sees no CUDA device"
+            raise BackendError("no such device", found=name, expected=expected)
     return names
 
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,12 +90,12 @@ def snapshots(directory: Path, index: int, hp: Hyperparameters, outputs: Outputs
 
 
 def write_summaries(
-    directory: Path, points: Sequence[Hyperparameters], outputs: Outputs, shared: Mapping[str, Any]
+    directory: Path, points: Mapping[int, Hyperparameters], outputs: Outputs, shared: Mapping[str, Any]
 ) -> None:
-    """Write ``sweep.json`` there and in each folder with weights, from the records of the runs ``points``."""
+    """Write ``sweep.json`` there and in each folder with weights, from the records of these runs, by number."""
     models, failed = [], []
     folders: dict[Path, list[dict[str, Any]]] = {}
-    for index, hp in enumerate(points):
+    for index, hp in points.items():
         *others, last = snapshots(directory, index, hp, outputs)
         record = read_record(last.path)
         if record is None:

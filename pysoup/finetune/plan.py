@@ -62,18 +62,20 @@ def read_plan(path: str | Path) -> Plan:
         raise SoupError(f"not valid TOML: {error}", file=file) from error
     top = Table(content, file)
     task = top.take("task", str)
-    if task is None:
-        raise SoupError("the sweep names no task", file=file, expected='task = "FILE.py:NAME"')
     metric, seed = top.take("metric", str), top.take("seed", int, 0)
     start_table, training = top.table("start"), top.table("training")
     random, grid, points = top.table("random"), top.table("grid"), top.tables("point")
     top.finish()
+    if task is None:
+        raise SoupError("the sweep names no task", file=file, expected='task = "FILE.py:NAME"')
     start = _start(start_table, seed)
     seeds = training.listed("seeds", int)
     autocast = training.take("autocast", str)
     outputs = _outputs(training)
     fixed = _fields(training)
     training.finish(_KINDS)
+    # Here, so that what is wrong with them is said of this table.
+    training.checked(lambda: Hyperparameters(**{"learning_rate": 0.0, **fixed}))
     if autocast not in (None, "bfloat16"):
         raise training.error("autocast", autocast, "'bfloat16'")
     found = [*_points(points, fixed), *_grid(grid, fixed), *_random(random, fixed, seed)]
@@ -98,8 +100,11 @@ def expand_grid(lists: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def _task(name: str, file: Path) -> str:
     """The task's file is meant from where the sweep's file is."""
-    where, colon, attribute = name.rpartition(":")
-    if not colon or not where.endswith(".py"):
+    where, _, attribute = name.rpartition(":")
+    if not where or not attribute:
+        expected = "FILE.py:NAME or package.module:NAME"
+        raise SoupError("'task' in the file", file=file, found=repr(name), expected=expected)
+    if not where.endswith(".py"):
         return name
     return f"{(file.parent / where).absolute()}:{attribute}"
 

@@ -105,18 +105,20 @@ class _Crew:
     ) -> None:
         self.plan, self.directory, self.points = plan, directory, points
         self.places = [devices[i % len(devices)] for i in range(count)]
-        self.threads = max(1, _usable_cpus() // count)
+        self.threads = _threads(count)
         self.overwrite = overwrite
         self.watch = watch
         self.outcome = Outcome()
         self.workers: list[_Worker] = []
         self.ready: Ready | None = None
+        self.beyond: dict[int, Hyperparameters] = {}
 
     def run(self, retry: bool) -> Outcome:
         first = self._start(self.places[0], make_start=True)
         self.ready = ready = self._await_ready(first)
         self.outcome.metric, self.outcome.direction = ready.metric, ready.direction
         queue = self._missing(ready, retry)
+        self.beyond = self._beyond(ready)
         self._tell(Queued(len(queue)))
         self._summarise()
         # Those that are needed beside the first: they find the start on disk.
@@ -164,6 +166,15 @@ class _Crew:
             else:
                 todo.append(run)
         return todo
+
+    def _beyond(self, ready: Ready) -> dict[int, Hyperparameters]:
+        """Runs of this sweep that the limit leaves alone, and that an earlier command finished: they stay listed."""
+        found = {}
+        for run in range(len(self.points), len(self.plan.points)):
+            hp = self.plan.points[run]
+            if state_of(snapshots(self.directory, run, hp, self.plan.outputs), hp, ready.identity) is State.DONE:
+                found[run] = hp
+        return found
 
     def _hear(self, worker: _Worker, queue: list[int]) -> None:
         try:
@@ -264,7 +275,7 @@ class _Crew:
             "direction": self.ready.direction,
             "identity": self.ready.identity,
         }
-        write_summaries(self.directory, self.points, self.plan.outputs, shared)
+        write_summaries(self.directory, dict(enumerate(self.points)) | self.beyond, self.plan.outputs, shared)
 
 
 def _failure(path: Path) -> str:
@@ -278,7 +289,10 @@ def _how(code: int | None) -> str:
     return f"ended with status {code}"
 
 
-def _usable_cpus() -> int:
+def _threads(count: int) -> int:
+    """Of each of ``count`` processes: an equal share of the CPUs, and no more than the user allows."""
     from .._native import default_threads
 
-    return default_threads()
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, default_threads() // count)
+    return min(share, int(allowed)) if allowed.isdecimal() and int(allowed) > 0 else share

@@ -144,7 +144,7 @@ class Sweep:
     def summarise(self, identity: Mapping[str, Any]) -> None:
         """Write the lists of what is there."""
         shared = {"metric": self.metric.name, "direction": self.metric.direction, "identity": dict(identity)}
-        write_summaries(self.directory, self.hyperparameters, self.outputs, shared)
+        write_summaries(self.directory, dict(enumerate(self.hyperparameters)), self.outputs, shared)
 
     def _all(self, trainer: Trainer, progress: StepProgress | None) -> tuple[list[Ingredient], list[Exception]]:
         made: list[Ingredient] = []

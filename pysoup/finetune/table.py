@@ -63,6 +63,8 @@ class Table:
 
     def tables(self, key: str) -> list[Table]:
         """An array of tables below this one."""
+        if isinstance(self._content.get(key), dict):
+            raise self.error(key, f"[{key}]", f"[[{key}]], one for each")
         found: list[Any] = self.listed(key, dict)
         return [Table(content, self.file, f"[[{key}]] {number}") for number, content in enumerate(found, 1)]
 

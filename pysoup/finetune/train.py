@@ -147,6 +147,10 @@ def mixed_loss(
         batch = with_inputs(batch, mix(inputs_of(batch), partner, share))
     logits, labels = forward(model, batch)
     labels = labels.to(logits.device)
+    if not labels.is_floating_point():
+        labels = labels.long()  # a held-out set may have integers of any size
+    elif labels.shape != logits.shape:  # else a probability for each class
+        raise SoupError("training labels must be class numbers", found=labels.dtype, expected="an integer dtype")
     if torch.is_autocast_enabled(logits.device.type):
         logits = logits.float()
     own = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)

@@ -7,18 +7,22 @@ ends, because a device may be out of memory or worse; the next run gets a fresh 
 from __future__ import annotations
 
 import os
-import random
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OutputError, SoupError
 from .failures import one_line, trace_of
 from .messages import Broken, Done, Failed, Job, Ready, Step
+
+if TYPE_CHECKING:
+    from ..evaluate import Metric
+    from .plan import Plan
 
 _EVERY = 0.2  # seconds between two reports of progress
 
@@ -30,7 +34,7 @@ def work(connection: Connection) -> None:
         kitchen = _Kitchen(job, connection.send)
         connection.send(kitchen.ready())
     except Exception as error:
-        connection.send(Broken(one_line(error)))
+        connection.send(Broken(_of_the_task(error, job.plan.task)))
         return
     while True:
         try:
@@ -54,7 +58,7 @@ class _Kitchen:
         import torch
 
         from ..evaluate import as_heldout, as_metric
-        from ..task import load_task
+        from ..task import HELDOUT_SEED, load_task, seed_draws
         from .start import prepare_start
         from .sweep import Sweep, data_identity
 
@@ -65,21 +69,25 @@ class _Kitchen:
         if not callable(getattr(task, "train", None)):
             raise SoupError(f"the task {plan.task} has no train(), the training data")
         # A new head, a shuffled list: whatever the task draws, every process draws the same.
-        _seed(plan.seed)
-        model = task.model()
+        seed_draws(plan.seed)
+        with _part("model()", plan.task):
+            model = task.model()
         if not isinstance(model, torch.nn.Module):
             raise SoupError(f"model() of {plan.task} made no model", found=type(model).__name__)
-        _seed(plan.seed)
-        train = task.train()
-        _seed(plan.seed)
+        seed_draws(plan.seed)
+        with _part("train()", plan.task):
+            train = task.train()
+        seed_draws(HELDOUT_SEED)
         forward = getattr(task, "forward", None)
-        heldout = as_heldout(task.heldout(), forward)
-        metric = as_metric(plan.metric if plan.metric is not None else getattr(task, "metric", "accuracy"))
+        with _part("heldout()", plan.task):
+            heldout = as_heldout(task.heldout(), forward)
+            len(heldout)  # read while the seed is what the recipes read it with
+        metric = _metric_of_the_file(plan) or as_metric(getattr(task, "metric", "accuracy"))
         model.to(job.device)
         start = plan.start
         if start.module is None:
             start = replace(start, module=getattr(task, "head", None))
-        _seed(plan.seed)
+        seed_draws(plan.seed)
         prepare_start(
             job.directory,
             model,
@@ -129,13 +137,32 @@ class _Kitchen:
         return Done(run, made.score, made.seconds)
 
 
-def _seed(seed: int) -> None:
-    import torch
+@contextmanager
+def _part(part: str, task: str) -> Iterator[None]:
+    """An error in this part of the task says so; one that was raised on purpose says enough."""
+    try:
+        yield
+    except SoupError:
+        raise
+    except Exception as error:
+        raise SoupError(f"{part} of {task} failed: {one_line(error)}") from error
 
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed % 2**32)
+
+def _of_the_task(error: Exception, task: str) -> str:
+    """The line of an error; with the task, unless it names a file already."""
+    line = one_line(error)
+    return line if getattr(error, "file", None) is not None or task in line else str(SoupError(f"{task}: {line}"))
+
+
+def _metric_of_the_file(plan: Plan) -> Metric | None:
+    from ..evaluate import as_metric
+
+    if plan.metric is None:
+        return None
+    try:
+        return as_metric(plan.metric)
+    except SoupError as error:
+        raise SoupError(f"'metric' in the file: {error}", file=plan.file) from error
 
 
 def _leave_with(lifeline: int) -> None:

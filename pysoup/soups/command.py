@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from ..checkpoint.index import SUFFIXES
 from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
 from ..progress import StepProgress
-from ..task import Task, load_task
+from ..task import HELDOUT_SEED, Task, load_task, seed_draws
 from .candidates import naming, read_heldout
 from .ensemble import Ensemble
 from .files import write_json
@@ -127,8 +127,10 @@ def run_recipe(
         model = loaded.model()
     if not isinstance(model, nn.Module):
         raise SoupError(f"model() of {task} made no model", found=type(model).__name__, expected="a torch.nn.Module")
+    seed_draws(HELDOUT_SEED)
     with naming(f"heldout() of {task}", "nothing was written"):
         heldout = _heldout(loaded, loaded.heldout())
+    read_heldout(heldout)
     new = not directory.exists()
     _make(directory)
     try:
@@ -156,7 +158,6 @@ def run_recipe(
 
 def _journal(directory: Path, heldout: HeldOut) -> tuple[Path | None, list[str]]:
     """Where scores are recorded; nowhere, with a note, for data that a later run would not know again."""
-    read_heldout(heldout)  # what is wrong with the data itself is no note
     try:
         _ = heldout.fingerprint
     except SoupError as error:
@@ -187,13 +188,19 @@ def _check_output(directory: Path, checkpoints: Sequence[str | Checkpoint], over
     files = [file for checkpoint in opened for file in checkpoint.files]
     if target.exists() and any(os.path.samefile(file, target) for file in files):
         raise OutputError("the output is one of the checkpoints", file=target)
+    if directory.exists() and any(os.path.samefile(file.parent, directory) for file in files):
+        raise OutputError(
+            "the checkpoints are in this directory, and would have the soup among them; another one", file=directory
+        )
 
 
 def _results(task: Task, model: nn.Module, made: Soup | Ensemble, metric: Metric) -> dict[str, object]:
     tests: dict[str, object] = {}
     saved = "the soup is saved" if isinstance(made, Soup) else "the trace is saved"
     with naming("tests() of the task", saved):
-        sets = dict(getattr(task, "tests", dict)())
+        sets: Any = getattr(task, "tests", dict)()
+        if not isinstance(sets, Mapping):
+            raise SoupError("not test sets", found=type(sets).__name__, expected="a dictionary: name -> data")
     for name, data in sets.items():
         with naming(f"scoring test set {name}", saved):
             test = _heldout(task, data)

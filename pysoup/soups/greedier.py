@@ -83,8 +83,9 @@ def greedier_soup(
         "prefilter": rules.prefilter,
         "early_rejection": bool(early_rejection),
     }
+    cache = LogitCache(len(candidates), memory)  # a budget that is none is an error without prefilter, too
     if prefilter is not None:
-        scorer.cache = LogitCache(len(candidates), memory)
+        scorer.cache = cache
     with scorer.recording(run, "greedier", {**options, "scores": known}):
         scorer.evaluations = 2 * len(candidates)
         scorer.singles(known)

@@ -65,10 +65,14 @@ class Journal:
         _make(folder)
         file = JournalFile(folder / JOURNAL)
         try:
-            header = file.lines[0] if file.lines else None
             values, hashed = _collect(file)
+            header = file.lines[0] if file.lines else None
             noted = dict(hashed)
             parts = encode(identity if isinstance(identity, Mapping) else identity.parts(hashed), "identity")
+            if header is not None and not values and header["identity"] != parts:
+                file.clear()  # nothing was computed: a mistake that was mended does not stand in the way
+                header = None
+                noted = {}
             if header is None:
                 header = {FORMAT_KEY: FORMAT, "pysoup": __version__, "run": os.urandom(8).hex(), "identity": parts}
                 file.append(header)

@@ -80,6 +80,14 @@ class JournalFile:
             self._cut_quietly()
             raise
 
+    def clear(self) -> None:
+        """Start anew, with the lock kept."""
+        self.lines, self._size = [], 0
+        try:
+            self._cut()
+        except OSError as error:
+            raise _cannot("write", self.path, error) from error
+
     def close(self) -> None:
         """Release the lock; a second call does nothing."""
         fd, self._fd = self._fd, -1
