@@ -104,7 +104,8 @@ def test_same_process_twice_is_refused_and_the_first_goes_on(tmp_path: Path) -> 
 
 
 def test_refused_opening_lets_the_directory_go(tmp_path: Path) -> None:
-    Journal.open(tmp_path, IDENTITY).close()
+    with Journal.open(tmp_path, IDENTITY) as journal:
+        journal.record("single:0", 0.5)
     with pytest.raises(SoupError, match="another run is recorded here"):
         Journal.open(tmp_path, {"heldout": "other"})
     Journal.open(tmp_path, IDENTITY).close()

@@ -130,7 +130,7 @@ def _rejection(runs: Sequence[Run]) -> Iterator[str]:
 
 def _time(runs: Sequence[Run]) -> Iterator[str]:
     head = ["seed", "read", "mix", "score", "mixing a candidate", "scoring it in full", "share", "asked: <= 5%"]
-    head += ["training an ingredient: mean, longest", "all"]
+    head += ["training an ingredient: median, longest", "all"]
     rows = []
     for run in runs:
         cost, seconds = run["cost"], [model["seconds"] for model in run["models"]]
@@ -142,7 +142,7 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
                 f"{cost['full_pass']:.2f} s",
                 f"{cost['share']:.2%}",
                 "yes" if cost["met"] else "**no**",
-                f"{_mean(seconds):.0f} s, {max(seconds):.0f} s",
+                f"{statistics.median(seconds):.0f} s, {max(seconds):.0f} s",
                 f"{sum(seconds):.0f} s",
             ]
         )
