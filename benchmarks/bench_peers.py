@@ -7,7 +7,7 @@ so the slow ones have one or two runs, the fast ones and those that the goals na
 RssAnon, sampled. The cold part drops the inputs from this machine's page cache before each run, checks that (mincore),
 and reads them with O_DIRECT beside it. Nobody waits for the disk to have written the output.
 
---full adds f16, two and four ingredients, the cold runs of all, and .pt files.
+--full adds f16, two and four ingredients, and .pt files; with --parts cold, the cold runs of all contenders.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="F32,BF16")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds before a contender sits out")
-    parser.add_argument("--parts", default="warm,cold")
+    parser.add_argument("--parts", default="warm", help="warm, cold or both, with a comma")
     parser.add_argument("--only", default="", help="parts of the names of contenders' scripts, with commas")
     parser.add_argument("--suffix", default=".safetensors", help="or .pt")
     parser.add_argument("--full", action="store_true")

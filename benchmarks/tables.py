@@ -81,7 +81,7 @@ def _file_rows(code: str, runs: Json, size: int, start: Json) -> Iterator[list[s
 
 def cold_block() -> str:
     """The same files, the page cache empty."""
-    result = load("peers")
+    result = load("cold")
     parts = {code: parts["cold"] for code, parts in (result or {"runs": {}})["runs"].items() if "cold" in parts}
     if result is None or not parts:
         return NOT_YET
@@ -127,7 +127,7 @@ def full_block() -> str:
 
 def goals_block() -> str:
     """What was asked, measured, met: of the contests with the other tools and of the errors."""
-    rows = [row for name in ("peers", "error") for row in (load(name) or {"goals": ()})["goals"]]
+    rows = [row for name in ("peers", "cold", "error") for row in (load(name) or {"goals": ()})["goals"]]
     return goals_table(rows) if rows else NOT_YET
 
 
