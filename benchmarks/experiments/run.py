@@ -26,8 +26,8 @@ from training import sweep_folder, train  # noqa: E402
 import pysoup  # noqa: E402
 from pysoup.errors import SoupError  # noqa: E402
 
-EXPERIMENTS = {"text": "sections", "images": "digits"}
-"""Name of the experiment, and of the task in NAME_task.py."""
+EXPERIMENTS = {"text": "text_task.py:sections", "images": "image_task.py:digits"}
+"""Name of the experiment, and its task in this folder."""
 STAGES = ("train", "soups", "table")
 SEEDS = (0, 1, 2)
 
@@ -63,7 +63,7 @@ def make_soups(name: str, seeds: Sequence[int]) -> None:
     from pysoup.task import load_task
 
     torch.set_num_threads(1)
-    task: Any = load_task(f"{HERE / f'{name}_task.py'}:{EXPERIMENTS[name]}")
+    task: Any = load_task(f"{HERE}/{EXPERIMENTS[name]}")
     for seed in seeds:
         folder = sweep_folder(name, seed)
         count = len(seeded_plan(_sweep(name), seed, folder).points)
