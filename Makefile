@@ -4,22 +4,24 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 EXTRAS = test,lint
 RUNS ?= 1000000
+JOBS ?= auto
 
-PACKAGING = pyproject.toml constraints.txt setup.py CMakeLists.txt
+PACKAGING = pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/*.cmake)
 NATIVE = $(shell find csrc -type f)
 CPP = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # cmake and ninja from the environment go first: the system's may be absent or old.
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: help setup build demo test lint fuzz sanitize format bench bench-kernels peers clean
+.PHONY: help setup build demo test lint cuda-check fuzz sanitize format bench bench-kernels peers clean
 
 help:
 	@echo 'make setup   create $(VENV) with all dependencies and build the native code (PYTHON=python3.12 picks a Python)'
 	@echo 'make build   rebuild the native code if its sources changed'
 	@echo 'make demo    fine-tune small models, make soups of them, report to runs/demo'
-	@echo 'make test    run the tests (ARGS="-k NAME -x" is passed to pytest)'
+	@echo 'make test    run the tests (ARGS="-k NAME -x" is passed to pytest; JOBS=0: in one process)'
 	@echo 'make lint    ruff, clang-format, mypy and the layering rules'
+	@echo 'make cuda-check  compile the CUDA kernels with nvcc; registers, spills and widths of loads (no GPU needed)'
 	@echo 'make fuzz    a million hostile checkpoints through every reader (RUNS=20000; ARGS="--jobs 8 --seed 3 npz")'
 	@echo 'make sanitize  run the native code under the address, undefined behaviour and thread sanitizers'
 	@echo 'make format  let ruff and clang-format rewrite the sources'
@@ -45,8 +47,10 @@ $(VENV)/.built: $(VENV)/.created $(PACKAGING) $(NATIVE)
 demo: build
 	$(VENV)/bin/pysoup demo -o runs/demo --force
 
+# A process for each core, up to four; tests of one file stay together, as they share what is slow to make. The files keep
+# their order: by number of tests, the longest would come last.
 test: build
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder -p no:benchmark $(ARGS)
 
 lint: build
 	$(RUN) -m ruff check .
@@ -54,6 +58,9 @@ lint: build
 	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
 	$(RUN) -m mypy
 	$(RUN) ci/check_layering.py
+
+cuda-check: build
+	$(RUN) ci/check_cuda.py
 
 # Without a wheel of atheris for this machine the fuzzer does without coverage, and says so.
 $(VENV)/.fuzz: $(VENV)/.built

@@ -72,16 +72,23 @@ def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     models = [x.split(":", 1)[1] for x in _read("/proc/cpuinfo").splitlines() if x.startswith("model name")]
     memory = next((line.split()[1] for line in _read("/proc/meminfo").splitlines() if line.startswith("MemTotal")), "0")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    commit, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "-uno")
     return {
         "cpu": models[0].strip() if models else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(int(memory) / 2**20),
         "date": dt.date.today().isoformat(),
-        "commit": commit.stdout.strip() + ("+" if dirty.stdout.strip() else ""),
+        "commit": (commit or "unknown") + ("+" if changed else ""),
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing where there is no git or no repository."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _read(path: str) -> str:

@@ -48,15 +48,18 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": lambda: tables.older_block("memory"),
     "logits": lambda: tables.older_block("logits"),
     "files": lambda: tables.older_block("files"),
+    "cuda": tables.cuda_block,
     "demo": demo_block,
 }
+# The other pages with blocks of their own.
+ELSEWHERE = {"cuda": HERE.parent / "docs" / "cuda.md"}
 
 
 def insert(page: str, name: str, text: str) -> str:
     """``page`` with ``text`` between the markers ``<!-- NAME -->`` and ``<!-- /NAME -->``."""
     pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
     if not pattern.search(page):
-        raise SystemExit(f"{README}: no markers for {name}")
+        raise SystemExit(f"no markers for {name} in:\n{page[:80]}")
     return pattern.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", page)
 
 
@@ -68,6 +71,8 @@ def report() -> None:
     for name, block in BLOCKS.items():
         page = insert(page, name, block())
     README.write_text(page, encoding="utf-8")
+    for name, path in ELSEWHERE.items():
+        path.write_text(insert(path.read_text(encoding="utf-8"), name, BLOCKS[name]()), encoding="utf-8")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from gpu.goals import markdown as gpu_goals
 from measure import RESULTS, goals_table
 
 # The ceilings of file_contest.py and bench_sweep_memory.py; read here without importing torch.
@@ -209,6 +210,20 @@ def _over_counts(runs: Json, cell: Any) -> Iterator[str]:
     last = {n: max((runs[k][n]["median"] for k in counts if n in runs[k]), default=0.0) for n in names}
     rows.sort(key=lambda row: last[row[0]])
     return table(["contender", *(f"{k} models" for k in counts)], rows, left=1)
+
+
+def cuda_block() -> str:
+    """What is asked on a GPU, and what each GPU printed that a run of bench_cuda.py was recorded of."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("cuda_*.json"))]
+    lines = [gpu_goals([(r["machine"]["gpu"], r["measured"]) for r in results])]
+    for result in results:
+        info, copied = result["machine"], result["copy_bytes_per_second"]
+        lines += ["", f"{info['gpu']}: {info['date']}, commit {info['commit']}, torch {info['torch']}; the copy moved "]
+        lines[-1] += f"{copied / 1e12:.2f} TB/s, counting bytes read and written."
+        for label, found in result["timeline"].items():
+            lines += ["", f"{info['gpu']}, 8 files to a live model, {label}; the darker, the busier:", ""]
+            lines += ["```text", *found["drawing"], "```"]
+    return "\n".join(lines)
 
 
 def older_block(name: str) -> str:

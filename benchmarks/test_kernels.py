@@ -123,3 +123,27 @@ def test_scores_of_logits(benchmark: Any, dtype: DType, likelihood: bool) -> Non
     np.testing.assert_array_equal(top[0], (logits.argmax(2) == labels).sum(1))
     benchmark.extra_info["bytes"] = logits.nbytes
     benchmark.pedantic(_native.score_logits, kwargs=arguments, rounds=15, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("how", ["pysoup", "torch_f32", "torch_f64"])
+def test_inner_products_of_a_gradient(benchmark: Any, how: str) -> None:
+    """8 bf16 sources of 30 million elements with one f32 gradient, and what torch would be told to do."""
+    import torch
+
+    from pysoup.ops import PreparedDots
+
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(30_000_000, generator=generator)
+    sources = [torch.randn(len(gradient), generator=generator).bfloat16() for _ in range(COUNT)]
+    prepared = PreparedDots([gradient], [[x] for x in sources], threads=THREADS)
+    doubles = torch.stack([(gradient[: 1 << 20].double() * x[: 1 << 20]).sum() for x in sources])
+    first = PreparedDots([gradient[: 1 << 20]], [[x[: 1 << 20]] for x in sources])
+    torch.testing.assert_close(first.run()[:, 0], doubles, rtol=0, atol=1e-9)
+    dtype = torch.float32 if how == "torch_f32" else torch.float64
+
+    def with_torch() -> list[torch.Tensor]:
+        g = gradient.to(dtype)
+        return [(g * x).sum() for x in sources]
+
+    benchmark.extra_info["bytes"] = sum(t.nbytes for t in (gradient, *sources))
+    benchmark.pedantic(prepared.run if how == "pysoup" else with_torch, rounds=7, warmup_rounds=1)

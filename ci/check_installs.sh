@@ -9,6 +9,8 @@ trap 'rm -rf "$work"' EXIT
 
 # Constraints reach the isolated build through the environment only.
 export PIP_CONSTRAINT=$PWD/constraints.txt
+# The kernels for GPUs are compiled elsewhere, once and not for every Python.
+export CMAKE_ARGS="${CMAKE_ARGS:-} -DPYSOUP_CUDA=OFF"
 roots=$(command -v pyenv >/dev/null && printf '%s/versions' "$(pyenv root)" || true)
 for version in 3.10 3.11 3.12 3.13; do
   python=

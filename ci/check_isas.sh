@@ -7,5 +7,5 @@ for isa in $isas; do
   printf -- '--- PYSOUP_ISA=%s\n' "$isa"
   active=$(PYSOUP_ISA=$isa "$python" -c 'from pysoup import _native; print(_native.capabilities()["isa"])')
   [ "$active" = "$isa" ] || { printf 'PYSOUP_ISA=%s, yet %s is active\n' "$isa" "$active" >&2; exit 1; }
-  PYSOUP_ISA=$isa "$python" -m pytest -q tests/test_ops*.py tests/test_logits*.py
+  PYSOUP_ISA=$isa "$python" -m pytest -q -n auto --maxprocesses 4 -p no:benchmark tests/test_ops*.py tests/test_logits*.py
 done

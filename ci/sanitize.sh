@@ -58,11 +58,13 @@ for isa in $("$python" -c 'from pysoup import _native; print(*_native.capabiliti
 done
 caught 'runtime error: signed integer overflow' $builds/address/faults overflow
 $builds/address/native_tests
+$builds/address/staged_tests
 
 printf -- '--- ThreadSanitizer\n'
 build $builds/thread thread -DPYSOUP_MODULE=OFF
 caught 'ThreadSanitizer: data race' "${unrandomised[@]}" $builds/thread/faults race
 "${unrandomised[@]}" $builds/thread/native_tests
+"${unrandomised[@]}" $builds/thread/staged_tests
 
 printf -- '--- The Python module under AddressSanitizer and UndefinedBehaviorSanitizer\n'
 # A tree of its own: nothing in it can import the module without sanitizers.

@@ -16,8 +16,8 @@
 #include <sys/mman.h>
 #endif
 
+#include "bindings.h"
 #include "cpu/dispatch.h"
-#include "cpu/logits.h"
 #include "cpu/probe.h"
 #include "cpu/strided.h"
 #include "errors.h"
@@ -29,30 +29,6 @@ namespace py = pybind11;
 
 namespace soup {
 namespace {
-
-// A one-dimensional contiguous column of T, kept alive by its buffer.
-template <class T>
-class Column {
- public:
-  Column(const py::buffer& source, const char* name, py::ssize_t expected) : info_(source.request()) {
-    bool fits = info_.ndim == 1 && info_.itemsize == sizeof(T) && info_.size == expected &&
-                (info_.size == 0 || info_.strides[0] == static_cast<py::ssize_t>(sizeof(T)));
-    if (!fits) {
-      throw Error(ErrorKind::kInvalid, std::string("column '") + name + "': found " + std::to_string(info_.size) +
-                                           " items of " + std::to_string(info_.itemsize) + " bytes, expected " +
-                                           std::to_string(expected) + " of " + std::to_string(sizeof(T)));
-    }
-  }
-  const T& operator[](std::size_t i) const { return static_cast<const T*>(info_.ptr)[i]; }
-
- private:
-  py::buffer_info info_;
-};
-
-// A plan as Python sees it: with what its last run has found.
-struct BoundPlan : Plan {
-  std::vector<std::size_t> nonfinite;
-};
 
 py::ssize_t length(const py::buffer& column) { return column.request().size; }
 
@@ -100,33 +76,6 @@ std::shared_ptr<BoundPlan> make_plan(const py::buffer& n, const py::buffer& dst_
   return plan;
 }
 
-// What a callback of the calling thread has raised, if anything; it is raised again once the GIL is back for good.
-class Raised {
- public:
-  // Runs body with the GIL, after a look at the signals; false where something was raised.
-  template <class Body>
-  bool none(const Body& body) {
-    py::gil_scoped_acquire gil;
-    try {
-      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
-      body();
-      return true;
-    } catch (py::error_already_set& error) {
-      if (!error_) error_ = std::make_unique<py::error_already_set>(error);
-      return false;
-    }
-  }
-  void raise_again() {
-    if (!error_) return;
-    py::error_already_set error = *error_;
-    error_.reset();
-    throw error;
-  }
-
- private:
-  std::unique_ptr<py::error_already_set> error_;
-};
-
 // Runs the plan without the GIL. About every 50 ms it comes back for signals (Ctrl-C) and calls progress(bytes). A run
 // that fails or is stopped leaves no rows in plan.nonfinite.
 void run(const std::shared_ptr<BoundPlan>& plan, const std::string& isa, int threads, std::size_t buffer_bytes,
@@ -147,49 +96,6 @@ void run(const std::shared_ptr<BoundPlan>& plan, const std::string& isa, int thr
   }
   raised.raise_again();
   plan->nonfinite = std::move(outcome.nonfinite);
-}
-
-// Addresses are the caller's word, as for plans; the output of a score that is not wanted is 0. `k` gets one row of
-// `top` each, [k, candidates]. Labels are in range, or the ignored one.
-void score(const std::string& isa, int threads, std::uint64_t logits, std::uint8_t dtype,
-           const std::vector<std::size_t>& shape, const std::vector<std::size_t>& strides, std::uint64_t base,
-           std::uint8_t base_dtype, std::size_t base_stride, double weight, double scale, std::uint64_t labels,
-           const std::optional<std::int64_t>& ignore, const std::vector<std::int64_t>& k,
-           const std::vector<std::uint64_t>& outputs, const std::vector<std::uint64_t>& totals) {
-  const KernelTable& kernels = kernels_for(isa);
-  bool valid = dtype <= kBF16 && base_dtype <= kBF16 && shape.size() == 3 && shape[2] > 0 && strides.size() == 2 &&
-               outputs.size() == 5 && (outputs[0] != 0 || shape[0] * shape[1] == 0) && totals.size() == 3;
-  if (!valid) throw Error(ErrorKind::kInvalid, "scores: dtypes or counts do not fit");
-  LogitArgs args;
-  args.logits = reinterpret_cast<const void*>(logits);
-  args.base = reinterpret_cast<const void*>(base);
-  args.candidate_stride = strides[0];
-  args.row_stride = strides[1];
-  args.base_row_stride = base_stride;
-  args.dtype = dtype;
-  args.base_dtype = base_dtype;
-  args.weight = weight;
-  args.scale = scale;
-  args.candidates = shape[0];
-  args.rows = shape[1];
-  args.classes = shape[2];
-  args.labels = reinterpret_cast<const std::int64_t*>(labels);
-  args.ignoring = ignore.has_value();
-  args.ignore_label = ignore.value_or(0);
-  args.rank = reinterpret_cast<std::int64_t*>(outputs[0]);
-  args.prediction = reinterpret_cast<std::int64_t*>(outputs[1]);
-  args.margin = reinterpret_cast<double*>(outputs[2]);
-  args.confidence = reinterpret_cast<double*>(outputs[3]);
-  args.nll = reinterpret_cast<double*>(outputs[4]);
-  Raised raised;
-  {
-    py::gil_scoped_release release;
-    if (score_logits(args, kernels, threads, [&] { return raised.none([] {}); })) {
-      total_logits(args, k, reinterpret_cast<std::int64_t*>(totals[0]), reinterpret_cast<std::int64_t*>(totals[1]),
-                   reinterpret_cast<double*>(totals[2]));
-    }
-  }
-  raised.raise_again();
 }
 
 std::uint64_t unsigned_of(const py::handle& value, const char* name) {
@@ -280,6 +186,8 @@ const char* kind_name(ErrorKind kind) {
       return "write";
     case ErrorKind::kMemory:
       return "memory";
+    case ErrorKind::kDevice:
+      return "device";
     default:
       return "invalid";
   }
@@ -296,7 +204,8 @@ PYBIND11_MODULE(_C, m) {
 
   // args: (message, kind, fd, offset, errno)
   static py::exception<Error> native_error(m, "NativeError");
-  py::register_exception_translator([](std::exception_ptr pointer) {
+  // Local, as the classes are: tests load a second build of this module beside the first.
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
     try {
       if (pointer) std::rethrow_exception(pointer);
     } catch (const Error& e) {
@@ -305,27 +214,27 @@ PYBIND11_MODULE(_C, m) {
     }
   });
 
-  py::class_<BoundPlan, std::shared_ptr<BoundPlan>>(m, "Plan")
-      .def(py::init(&make_plan), py::arg("n"), py::arg("dst_at"), py::arg("dst_fd"), py::arg("dst_dtype"),
+  py::class_<BoundPlan, std::shared_ptr<BoundPlan>> plan(m, "Plan", py::module_local());
+  plan.def(py::init(&make_plan), py::arg("n"), py::arg("dst_at"), py::arg("dst_fd"), py::arg("dst_dtype"),
            py::arg("accumulator"), py::arg("divisor"), py::arg("src_at"), py::arg("src_fd"), py::arg("src_dtype"),
            py::arg("weights"))
-      .def_property_readonly("bytes", [](const BoundPlan& plan) { return plan_bytes(plan); })
-      .def_property_readonly("minimum_buffer", [](const BoundPlan& plan) { return plan_minimum_buffer(plan); })
+      .def_property_readonly("bytes", [](const BoundPlan& self) { return plan_bytes(self); })
+      .def_property_readonly("minimum_buffer", [](const BoundPlan& self) { return plan_minimum_buffer(self); })
       .def_readonly("nonfinite", &BoundPlan::nonfinite)
-      .def("find_overlap", [](const BoundPlan& plan) { return find_overlap(plan); })
-      .def_property_readonly("segments", [](const BoundPlan& plan) { return plan.segments.size(); })
+      .def("find_overlap", [](const BoundPlan& self) { return find_overlap(self); })
+      .def_property_readonly("segments", [](const BoundPlan& self) { return self.segments.size(); })
       .def("run", &run, py::arg("isa"), py::arg("threads"), py::arg("buffer_bytes") = 0,
            py::arg("progress") = py::none(), py::arg("direct") = false)
-      .def("absent_share", [](const BoundPlan& plan) { return MappedFiles(plan).absent_share(); });
+      .def("absent_share", [](const BoundPlan& self) { return MappedFiles(self).absent_share(); });
+  bind_staged(plan);
   m.def("strided_copy", &copy_strided, py::arg("dst"), py::arg("dst_offset_bytes"), py::arg("dst_strides"),
         py::arg("src"), py::arg("src_offset_bytes"), py::arg("src_strides"), py::arg("shape"), py::arg("itemsize"));
-  m.def("score_logits", &score, py::arg("isa"), py::arg("threads"), py::arg("logits"), py::arg("dtype"),
-        py::arg("shape"), py::arg("strides"), py::arg("base"), py::arg("base_dtype"), py::arg("base_stride"),
-        py::arg("weight"), py::arg("scale"), py::arg("labels"), py::arg("ignore"), py::arg("k"), py::arg("outputs"),
-        py::arg("totals"));
   m.def("available_isas", &available_isas);
   m.def("check_isa", [](const std::string& isa) { return std::string(kernels_for(isa).name); });
   m.def("probe_streams", &probe, py::arg("sources"), py::arg("dst"), py::arg("nbytes"), py::arg("threads"));
   m.def("measure_bandwidth", &bandwidth, py::arg("nbytes"), py::arg("threads"));
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("nbytes"));
+  bind_logits(m);
+  bind_device(m);
+  bind_dots(m);
 }

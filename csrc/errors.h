@@ -9,7 +9,7 @@
 
 namespace soup {
 
-enum class ErrorKind { kInvalid, kIsa, kRead, kShortRead, kWrite, kMemory };
+enum class ErrorKind { kInvalid, kIsa, kRead, kShortRead, kWrite, kMemory, kDevice };
 
 struct Error : std::runtime_error {
   Error(ErrorKind error_kind, const std::string& what) : std::runtime_error(what), kind(error_kind) {}

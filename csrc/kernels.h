@@ -6,13 +6,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "host_device.h"
+
 namespace soup {
 
 // Codes are shared with pysoup/dtypes.py. kRaw is a byte that is copied, never computed with.
 enum DType : uint8_t { kF64 = 0, kF32 = 1, kF16 = 2, kBF16 = 3, kF8E4M3 = 4, kF8E5M2 = 5, kRaw = 255 };
 constexpr int kFloatTypes = 6;
 
-static inline size_t item_size(uint8_t dtype) {
+SOUP_HD constexpr size_t item_size(uint8_t dtype) {
   switch (dtype) {
     case kF64:
       return 8;
@@ -61,7 +63,8 @@ struct WeightedSumArgs {
 // The value of a logit x is x, widened exactly; with a base b it is  scale * fma(weight, x, b),  two roundings, in f32,
 // or in f64 where x or b is f64; weight and scale are rounded to that type. Of a row's values v[0..classes), t =
 // v[label]:
-//   rank = number of i with v[i] > t, or v[i] == t and i < label. The label is in the top k iff rank < k.
+//   rank = number of i with v[i] > t, or v[i] == t and i < label. The label is in the top k iff rank < k. At most
+//   most_rank, where that is not 0: so one need not count further.
 //   prediction = the lowest i with v[i] = max v.  second = the largest of the other values, -inf if there are none.
 //   margin = t - (rank == 0 ? second : max v), never -0.
 //   rest = exp(second - max v) * sum over i != prediction of exp(v[i] - second): what the others weigh, the prediction
@@ -77,7 +80,12 @@ struct WeightedSumArgs {
 //
 // A row with a NaN has rank -1, prediction -1 and NaN for the rest. With an infinite maximum confidence and nll are
 // NaN, as inf - inf is. A row whose label is ignored has rank -2, prediction -1 and NaN for the rest, and is not read.
+//
+// The total of a candidate's nll is summed in f64, kTotals sums side by side: row n goes to sum n % kTotals, in the
+// order of the rows, ignored rows to none; the sums are joined as a tree, s[i] += s[i + half] for half = kTotals / 2,
+// ..., 2, 1. NaN is the canonical one.
 // Caller must: have checked the labels; have set the default floating-point environment, as above.
+constexpr int kTotals = 256;
 struct LogitArgs {
   // Candidate m, row n, class c at logits[m * candidate_stride + n * row_stride + c]; base, if not null, has one
   // candidate. Strides are in elements; any alignment.
@@ -96,6 +104,7 @@ struct LogitArgs {
   const int64_t* labels;  // one a row
   bool ignoring;
   int64_t ignore_label;
+  int64_t most_rank;
   // Outputs, [candidates, rows] each; all but rank may be null, and what is null is not computed.
   int64_t* rank;
   int64_t* prediction;
@@ -104,11 +113,37 @@ struct LogitArgs {
   double* nll;
 };
 
+// Inner products of one tensor, a gradient, with several others: of elements [0, n) of one tile,
+// sums[k * stride] = sum over i of g[i] * x_k[i]. A tile is up to kDotTile elements of one segment.
+//
+// All in f64, the same bits on every ISA and device. In a tile element i goes to sum i mod 256: s = fma(g[i], x[i], s),
+// in order of i, from 0; the 256 are joined as a tree of neighbours, s[i] = s[2i] + s[2i + 1], until one is left. The
+// result of a segment is made of its tiles in the same way: tile t is added to sum t mod 256, in order, the tree, + 0.0
+// (so it is never -0, and what is absent may count as 0), and a NaN is the canonical one. An empty segment gives 0.
+// So the error is at most (80 + tiles / 256) * 2^-53 * sum |g[i] * x[i]|, barring underflow. Where neither g nor x is
+// f64 the products are exact, and fma is multiplication and addition.
+// 256: a warp's 32 lanes with 8 elements each, one load of 16 bytes of a 16-bit type; and vectors of any width.
+// Caller must: have set the default floating-point environment, as above.
+constexpr size_t kDotTile = 16384;
+constexpr size_t kDotSums = 256;
+
+struct DotTileArgs {
+  const void* gradient;        // any alignment, as the sources
+  const void* const* sources;  // count pointers
+  const uint8_t* dtypes;       // count DType codes
+  uint8_t gradient_dtype;
+  size_t count;
+  size_t n;  // elements, at most kDotTile
+  double* sums;
+  size_t stride;
+};
+
 struct KernelTable {
   const char* name;
   bool (*weighted_sum)(const WeightedSumArgs&);
   // All candidates of rows [first, end). In f64 arithmetic: the generic table's only.
   void (*score_rows)(const LogitArgs&, size_t first, size_t end);
+  void (*dot_tile)(const DotTileArgs&);
 };
 
 }  // namespace soup

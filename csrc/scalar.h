@@ -5,11 +5,7 @@
 
 #include <stdint.h>
 
-#if defined(__CUDACC__)
-#define SOUP_HD __host__ __device__ __forceinline__
-#else
-#define SOUP_HD inline __attribute__((always_inline))
-#endif
+#include "host_device.h"
 
 namespace soup {
 
@@ -48,11 +44,22 @@ SOUP_HD float small_float_to_f32(uint32_t magnitude, int shift, uint32_t inf_bit
 }
 
 SOUP_HD float f16_to_f32(uint16_t h) {
+#if defined(__CUDA_ARCH__)
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(h));
+  return value;
+#else
   return small_float_to_f32(h & 0x7FFFu, 13, 0x7C00u << 13, 127 + 112, (h & 0x8000u) != 0);
+#endif
 }
 
+// The upper byte of an f16.
 SOUP_HD float f8e5m2_to_f32(uint8_t b) {
+#if defined(__CUDA_ARCH__)
+  return f16_to_f32(static_cast<uint16_t>(b << 8));
+#else
   return small_float_to_f32(b & 0x7Fu, 21, 0x7Cu << 21, 127 + 112, (b & 0x80u) != 0);
+#endif
 }
 
 SOUP_HD float f8e4m3_to_f32(uint8_t b) {
@@ -114,8 +121,104 @@ SOUP_HD uint8_t f64_to_f8e4m3(double x) {  // saturates: the type has no infinit
   return static_cast<uint8_t>(sign | encode_rounded(r, 3, 7, 0x1p-6, 0x1p9));
 }
 
+// The same from f32, in fewer steps: what GPUs store with. number_to_*: of what is no NaN.
+
+SOUP_HD uint32_t number_to_bf16(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  return (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+}
+
+// The code of a magnitude (the bits of an f32) in a type with `mantissa` bits below an exponent of that bias; at most
+// `largest`.
+SOUP_HD uint32_t encode_magnitude(uint32_t magnitude, int mantissa, int bias, uint32_t largest) {
+  int shift = 23 - mantissa;
+  uint32_t below = static_cast<uint32_t>(127 - bias) << 23;  // what the exponent loses
+  uint32_t even = (1u << (shift - 1)) - 1 + ((magnitude >> shift) & 1u);
+  uint32_t code = (magnitude + even - below) >> shift;
+  // A sum whose unit in the last place is the smallest subnormal number: it rounds, and counts such units.
+  float magic = bit_cast<float>(static_cast<uint32_t>(127 + 24 - bias - mantissa) << 23);
+  uint32_t units = bit_cast<uint32_t>(bit_cast<float>(magnitude) + magic) - bit_cast<uint32_t>(magic);
+  if (magnitude < below + (1u << 23)) code = units;
+  return code < largest ? code : largest;
+}
+
+SOUP_HD uint32_t number_to_f16(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  return encode_magnitude(bits & 0x7FFFFFFFu, 10, 15, 0x7C00u) | ((bits >> 16) & 0x8000u);
+}
+
+SOUP_HD uint32_t number_to_f8e5m2(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  return encode_magnitude(bits & 0x7FFFFFFFu, 2, 15, 0x7Cu) | ((bits >> 24) & 0x80u);
+}
+
+SOUP_HD uint32_t number_to_f8e4m3(float x) {
+  uint32_t bits = bit_cast<uint32_t>(x);
+  return encode_magnitude(bits & 0x7FFFFFFFu, 3, 7, 0x7Eu) | ((bits >> 24) & 0x80u);
+}
+
+SOUP_HD uint16_t f32_to_bf16(float x) { return x != x ? kNanBF16 : static_cast<uint16_t>(number_to_bf16(x)); }
+SOUP_HD uint16_t f32_to_f16(float x) { return x != x ? kNanF16 : static_cast<uint16_t>(number_to_f16(x)); }
+SOUP_HD uint8_t f32_to_f8e5m2(float x) { return x != x ? kNanF8 : static_cast<uint8_t>(number_to_f8e5m2(x)); }
+SOUP_HD uint8_t f32_to_f8e4m3(float x) { return x != x ? kNanF8 : static_cast<uint8_t>(number_to_f8e4m3(x)); }
+
+// x cut to f32, with an odd last bit where anything was cut off. To round that once more, to 22 bits or fewer, is to
+// round x once: ties and sides of ties are still told apart.
+//
+// The quick way is for normal numbers of f32 below a limit (the upper half of an f64's bits), and for less than 2^-140,
+// which becomes 0 as in all smaller types; `done` is left alone if x is one of these, else made false.
+constexpr uint32_t kBeyondF32 = 1151u << 20;
+SOUP_HD float quick_odd_f32(double x, uint32_t limit, bool& done) {
+  uint64_t bits = bit_cast<uint64_t>(x);
+  uint32_t top = static_cast<uint32_t>(bits >> 32) & 0x7FFFFFFFu;
+  uint32_t low = static_cast<uint32_t>(bits);
+  uint32_t cut = (top << 3 | low >> 29) - (896u << 23);
+  cut |= (low & 0x1FFFFFFFu) != 0 ? 1u : 0u;
+  bool tiny = top < (883u << 20);
+  done &= tiny | (top - (897u << 20) < limit - (897u << 20));
+  return bit_cast<float>((tiny ? 0u : cut) | (static_cast<uint32_t>(bits >> 32) & 0x80000000u));
+}
+
+SOUP_HD float f64_to_odd_f32(double x) {
+  bool done = true;
+  float quick = quick_odd_f32(x, kBeyondF32, done);
+  if (done) return quick;
+  uint64_t bits = bit_cast<uint64_t>(x);
+  uint64_t magnitude = bits & ~(1ull << 63);
+  uint32_t cut = 0x7F7FFFFFu;  // beyond f32, and odd
+  if (magnitude < 897ull << 52) {
+    double units = bit_cast<double>(magnitude) * 0x1p149;
+    cut = static_cast<uint32_t>(units);
+    cut |= static_cast<double>(cut) != units ? 1u : 0u;
+  } else if (magnitude >= 2047ull << 52) {
+    cut = magnitude == 2047ull << 52 ? 0x7F800000u : kNanF32;
+  }
+  return bit_cast<float>(cut | (static_cast<uint32_t>(bits >> 32) & 0x80000000u));
+}
+
 SOUP_HD float fused_multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 SOUP_HD double fused_multiply_add(double a, double b, double c) { return __builtin_fma(a, b, c); }
+
+SOUP_HD float signed_as(float x, float sign) {
+  return bit_cast<float>(bit_cast<uint32_t>(x) | (bit_cast<uint32_t>(sign) & 0x80000000u));
+}
+SOUP_HD double signed_as(double x, double sign) {
+  return bit_cast<double>(bit_cast<uint64_t>(x) | (bit_cast<uint64_t>(sign) & 0x8000000000000000ull));
+}
+
+// a / divisor for an integer divisor up to 2^20, whose reciprocal (rounded) is given: the correctly rounded quotient,
+// if is_quotient says so. The remainder is exact, as it has few bits above the last one of the quotient; and a /
+// divisor is no tie between normal numbers but 2^-20 of a last bit's half from any, which the error of the correction,
+// 2^-22, does not bridge. Between subnormal numbers ties there are. A remainder of 0 would lose the sign of a zero.
+template <class T>
+SOUP_HD T quotient(T a, T divisor, T reciprocal) {
+  T near = a * reciprocal;
+  T rest = fused_multiply_add(-divisor, near, a);
+  return signed_as(fused_multiply_add(rest, reciprocal, near), a);
+}
+SOUP_HD bool is_quotient(float q) { return !(__builtin_fabsf(q) < 0x1p-126f) | (q == 0.0f); }
+SOUP_HD bool is_quotient(double q) { return !(__builtin_fabs(q) < 0x1p-1022) | (q == 0.0); }
+constexpr double kLargestQuotient = 0x1p20;
 
 SOUP_HD float f64_to_f32(double x) { return x != x ? bit_cast<float>(kNanF32) : static_cast<float>(x); }
 SOUP_HD double canonical_f64(double x) { return x != x ? bit_cast<double>(kNanF64) : x; }

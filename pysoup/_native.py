@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -17,6 +17,7 @@ from ._version import __version__
 from .errors import BackendError
 
 _forced_isa: ContextVar[str | None] = ContextVar("forced_isa", default=None)
+_timeline: ContextVar[list[dict[str, Any]] | None] = ContextVar("timeline", default=None)
 
 
 def load() -> ModuleType:
@@ -123,6 +124,69 @@ def run(
         raise BackendError(str(error.args[0])) from None
 
 
+def run_staged(
+    plan: Any,
+    *,
+    device: int,
+    stream: int = 0,
+    threads: int,
+    memory: int,
+    progress: Callable[[int], object] | None = None,
+    direct: bool = False,
+) -> list[int]:
+    """As :func:`run`, on a GPU: files and host memory are read into pinned memory and carried there, or back.
+
+    In the plan ``MEMORY`` is that of the device, ``HOST`` the host's. ``memory`` bounds the pinned memory, of which the
+    device gets as much; what was used is in ``plan.staged_buffers`` and ``plan.staged_threads``. Work that is queued in
+    ``stream`` already comes first; when this returns or raises, all is done. :func:`timeline` collects times.
+    """
+    native = load()
+    chunks = _timeline.get()
+    try:
+        plan.run_staged(device, stream, threads, memory, progress, direct, chunks is not None)
+    except native.NativeError as error:
+        if error.args[1] in ("read", "short_read", "write"):
+            raise
+        raise BackendError(str(error.args[0])) from None
+    if chunks is not None:
+        chunks += plan.timeline
+    return list(plan.nonfinite)
+
+
+@contextmanager
+def timeline() -> Iterator[list[dict[str, Any]]]:
+    """When each chunk that the body carries to a GPU was read, copied and summed, and its result brought back.
+
+    One dictionary a chunk: ``bytes`` sent, the host's ``thread``, and [begin, end] in seconds from the start of its
+    run of ``read`` and ``write`` (by the host's clock), ``copy``, ``kernel`` and ``back`` (by the device's).
+    """
+    chunks: list[dict[str, Any]] = []
+    token = _timeline.set(chunks)
+    try:
+        yield chunks
+    finally:
+        _timeline.reset(token)
+
+
+def check_device(name: str) -> int | None:
+    """The number of the CUDA device ``"cuda"`` (the first) or ``"cuda:N"``; None for ``"cpu"``.
+
+    Raises :class:`BackendError` for other names and for devices that are not there or that the build has no code for.
+    """
+    kind, colon, number = str(name).partition(":")
+    if name == "cpu":
+        return None
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdecimal() and len(number) < 5)):
+        raise BackendError("not a device", found=name, expected="cpu, cuda or cuda:NUMBER")
+    index = int(number or 0)
+    if not has_kernels(index):
+        devices, reason = _cuda_devices()
+        absent = reason or f"{len(devices)} CUDA devices"
+        found = "a device that this build has no code for" if index < len(devices) else absent
+        raise BackendError(f"{name} cannot be used", found=found, expected="see pysoup doctor")
+    return index
+
+
 def score_logits(*, threads: int, **arguments: Any) -> None:
     """Scores rows of logits on the active ISA; :class:`BackendError` for what the native module refuses."""
     native = load()
@@ -132,20 +196,118 @@ def score_logits(*, threads: int, **arguments: Any) -> None:
         raise BackendError(str(error.args[0])) from None
 
 
+def pack_sum(plan: Any) -> Any:
+    """The table of a plan whose places are all memory: ``bytes``, ``rows``, ``write(address)`` to have it there."""
+    native = load()
+    try:
+        return native.SumTable(plan)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def launch_sum(packed: Any, *, device: int, stream: int, table: int, flags: int) -> None:
+    """Puts a packed sum on a device's stream; ``table`` is where its bytes are there, ``flags`` an address or 0."""
+    native = load()
+    try:
+        packed.run(device, stream, table, flags)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def score_scratch(shape: Sequence[int]) -> int:
+    """Bytes of device memory that :func:`launch_scores` needs for logits of this shape."""
+    return int(load().device_logit_scratch(shape=tuple(shape)))
+
+
+def launch_scores(**arguments: Any) -> None:
+    """Puts the scoring of rows of logits on a device's stream; all that is written is there, too."""
+    native = load()
+    try:
+        native.device_score_logits(**arguments)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def has_kernels(device: int) -> bool:
+    """Whether there is this CUDA device, and the kernels were built for it."""
+    devices = _cuda_devices()[0]
+    return device < len(devices) and bool(devices[device]["usable"])
+
+
+@cache
+def _cuda_devices() -> tuple[list[dict[str, Any]], str]:
+    """The devices present, and one line that says why there are none. Asked once: the question starts the driver."""
+    native = load()
+    build = native.device_build()
+    devices = [native.device_properties(index) for index in range(native.device_count())]
+    for device in devices:
+        is_emulated = build["kind"] == "emulated"
+        device["usable"] = is_emulated or _runs_on(build["architectures"], device["major"], device["minor"])
+    return devices, str(native.device_why_none())
+
+
+def _runs_on(architectures: str, major: int, minor: int) -> bool:
+    """Whether code for "80 90 90-virtual" runs on a device: machine code on its major's own, PTX on all newer ones."""
+    for name in architectures.split():
+        number, _, kind = name.partition("-")
+        built = divmod(int(number.rstrip("af")), 10)
+        if built <= (major, minor) and (kind == "virtual" or built[0] == major):
+            return True
+    return False
+
+
+def plan_dots(**columns: Any) -> Any:
+    """The native plan of inner products: ``bytes``, ``scratch`` (numbers), ``table_bytes``, ``write_table``."""
+    native = load()
+    try:
+        return native.Dots(**columns)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def run_dots(plan: Any, *, threads: int, out: int) -> None:
+    """Carries out a plan of inner products on the active ISA; ``out`` is the address of the results."""
+    native = load()
+    try:
+        plan.run(active_isa(), threads, out)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def launch_dots(plan: Any, *, device: int, stream: int, table: int, scratch: int, out: int) -> None:
+    """Puts a plan of inner products on a device's stream; ``table`` and ``scratch`` are addresses there."""
+    native = load()
+    try:
+        plan.run_on_device(device, stream, table, scratch, out)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
 def capabilities() -> dict[str, Any]:
     """What the build and this machine offer; the source of ``pysoup doctor``."""
     native = load()
+    build = native.device_build()
+    devices, reason = _cuda_devices()
     return {
         "version": __version__,
         "compiler": native.compiler,
         "build_type": native.build_type,
         "isa": active_isa(),
         "isas": list(native.available_isas()),
-        "cuda": False,
-        "cuda_devices": 0,
+        "cuda": build["kind"] == "cuda",
+        "cuda_runtime": f"{build['runtime'] // 1000}.{build['runtime'] % 1000 // 10}" if build["runtime"] else "",
+        "cuda_architectures": build["architectures"].split(),
+        "cuda_devices": len(devices),
+        "cuda_names": [_device_name(device) for device in devices],
+        "cuda_reason": reason,
         "threads": default_threads(),
         "byteorder": sys.byteorder,
     }
+
+
+def _device_name(device: Mapping[str, Any]) -> str:
+    missing = "" if device["usable"] else ", not built for it"
+    return f"{device['name']} (sm_{device['major']}{device['minor']}{missing})"
 
 
 def measure_bandwidth(nbytes: int = 64 << 20, threads: int | None = None) -> dict[str, float]:

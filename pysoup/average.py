@@ -21,7 +21,7 @@ from .checkpoint import (
 from .checkpoint.find import open_found
 from .checkpoint.output.preflight import check_space
 from .dtypes import parse_float
-from .file_plan import FilePlan, Member, fit_buffers
+from .file_plan import FilePlan, Member, check_budget, fit_buffers, staged_minimum
 from .integers import check_policy
 from .output import OutputRequest, output_types, output_writer
 from .remarks import input_notes, key_notes, nonfinite_notes
@@ -46,6 +46,8 @@ class AverageReport:
     memory_bytes: int
     threads: int
     isa: str
+    device: str = "cpu"
+    """Where the sums were made: ``"cpu"``, with the instruction set ``isa``, or ``"cuda:0"``."""
     dry_run: bool = False
     seconds: float = 0.0
     nonfinite: list[str] = field(default_factory=list)
@@ -73,6 +75,7 @@ def average_checkpoints(
     overwrite: bool = False,
     dry_run: bool = False,
     sync: bool | None = None,
+    device: str = "cpu",
     progress: Callable[[int, int], object] | None = None,
 ) -> AverageReport:
     """Average K checkpoints into ``output``; the same bits as :func:`pysoup.average_state_dicts` of their tensors.
@@ -90,6 +93,9 @@ def average_checkpoints(
     all inputs have, ``"union"`` averages each over the inputs that have it, not all of them of weight 0.
     ``integers``: see :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
 
+    ``device="cuda"`` (the first one) or ``"cuda:1"`` sums on that GPU: the same bits, by way of ``memory`` bytes of
+    pinned memory and as many on the device. A disk or a page cache that feeds the CPU is not sped up by it.
+
     The output is written beside its place and renamed, so an old one is whole until the new one is. ``sync`` waits for
     the disk before the rename, which a power failure asks for and a killed process does not; by default that is done
     where an old output is replaced, since only there something could be lost.
@@ -100,6 +106,7 @@ def average_checkpoints(
     the report names the tensors.
     """
     budget, count = parse_size(memory), _native.threads_or_default(threads)
+    gpu = _native.check_device(device)
     check_policy(integers)
     wanted = None if dtype is None else parse_float(dtype)
     notes: list[str] = []
@@ -138,6 +145,7 @@ def average_checkpoints(
         memory_bytes=0,
         threads=count,
         isa=_native.active_isa(),
+        device="cpu" if gpu is None else f"cuda:{gpu}",
         dry_run=dry_run,
         notes=[*notes, *matched, *input_notes(checkpoints), *key_notes(checkpoints, names, aliases, keys)],
     )
@@ -151,6 +159,9 @@ def average_checkpoints(
         report.notes.append(f"not copied from the first input: {', '.join(writer.left)}")
     report.threads, buffer_bytes = fit_buffers(budget, count, plan.minimum_buffer, len(members))
     report.memory_bytes = report.threads * buffer_bytes
+    if gpu is not None:
+        check_budget(budget, staged_minimum(plan.minimum_buffer, len(members)))
+        report.threads, report.memory_bytes = count, budget
     if dry_run:
         return report
     started = time.perf_counter()
@@ -158,14 +169,14 @@ def average_checkpoints(
         sync = os.path.lexists(output)
     _allow_descriptors(len(writer.shards) + 2 * sum(len(member.checkpoint.files) for member in members))
     with open_members(members, scratch=Path(output).absolute().parent), writer:
-        report.threads, buffer_bytes = plan.run(
+        report.threads, report.memory_bytes = plan.run(
             writer,
             threads=report.threads,
             buffer_bytes=buffer_bytes,
             budget=budget,
             progress=progress,
+            device=gpu,
         )
-        report.memory_bytes = report.threads * buffer_bytes
         for member in members:
             member.check_unchanged()
         report.nonfinite = plan.nonfinite

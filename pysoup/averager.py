@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _native, ops
 from .bound import BoundAverage
 from .checkpoint import Checkpoint, open_checkpoint
-from .columns import ACC_F32, ACC_F64, MEMORY, Columns, SourceColumn, accumulator
+from .columns import ACC_F32, ACC_F64, HOST, MEMORY, Columns, SourceColumn, accumulator
 from .dtypes import F32, F64, DType
 from .errors import IncompatibleError, SoupError, WeightsError
 from .ingredient import Ingredient, Layout, Slot
@@ -41,7 +41,8 @@ class Averager:
     ``spec`` fixes names, shapes and the dtypes of the result: a module, a state dict, a :class:`Checkpoint` or the path
     of one. ``integers`` is the policy for tensors without a mean (see :func:`pysoup.average_state_dicts`). Files are
     streamed through ``memory`` bytes of buffers. Beside the sum (4 bytes a parameter where everything has 16 bits or
-    fewer, else 8) nothing is held.
+    fewer, else 8) nothing is held. Of a model on a CUDA device the sum is there, too, where it takes at most half of
+    what is free, else in host memory; the bits do not depend on it.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class Averager:
         self._layout = Layout.of(spec)
         self._integers = check_policy(integers)
         self._threads = _native.threads_or_default(threads)
-        self._buffer_bytes = max(parse_size(memory) // self._threads, 1)
+        self._memory = parse_size(memory)
+        self._sum_on: ops.Accelerator | None = None
         self._sum: dict[int, Tensor] = {}
         self._small_sum: Tensor | None = None
         self.reset()
@@ -63,12 +65,17 @@ class Averager:
         """Ingredients in the sum; one of weight 0 is none."""
         self.total = 0.0
         """Sum of their weights."""
-        self.nonfinite: list[str] = []
-        """Tensors of the last result or preview that hold NaN or an infinity."""
+        self._nonfinite: list[int] | Tensor = []
         self._integer_values: dict[str, Tensor] = {}
         self._accumulators: list[int] = []
         self._offsets: list[int] = []
         self._first_dtypes: list[DType] = []
+
+    @property
+    def nonfinite(self) -> list[str]:
+        """Tensors of the last result or preview that hold NaN or an infinity. Waits for the device that made it."""
+        self._nonfinite = ops.rows_of(self._nonfinite)
+        return [self._layout.slots[row].name for row in self._nonfinite]
 
     def add(self, source: Source, weight: float = 1.0) -> None:
         """Adds one model. With weights other than 1 the result is the weighted sum over the sum of the weights.
@@ -84,6 +91,7 @@ class Averager:
             if self.count == 0:
                 self._choose_accumulators(ingredient)
                 self._allocate(ingredient)
+            ingredient.take_to(self._sum_on)
             self._check_dtypes(ingredient)
             integers = self._merged_integers(ingredient)
             try:
@@ -113,6 +121,7 @@ class Averager:
     def result(self, out: torch.nn.Module | StateDict | None = None) -> dict[str, Any]:
         """The average so far, each element rounded once to the dtype of ``spec``, or of ``out`` where it is given.
 
+        The result is new and on the device of the sum, or it is ``out``, which may be on any.
         ``out`` (a module or a state dict) is written in place, after all of it was checked: names, shapes, kinds,
         memory that its tensors share. The sum is unchanged: more can be added.
         """
@@ -156,11 +165,23 @@ class Averager:
         self._sizes = sizes
 
     def _allocate(self, ingredient: Ingredient) -> None:
-        for acc, dtype in ((ACC_F32, torch.float32), (ACC_F64, torch.float64)):
-            if acc not in self._sum or self._sum[acc].numel() != self._sizes[acc]:
-                self._sum[acc] = ops.fresh([self._sizes[acc]], dtype)
         wide = any(d == F64 for d in ingredient.dtypes)
-        self._small_sum = torch.zeros(self._sizes[ACC_F64], dtype=torch.float64) if wide else None
+        sizes = {acc: sums.numel() for acc, sums in self._sum.items()}
+        if sizes != self._sizes:
+            self._sum, self._small_sum = {}, None
+            self._sum_on = self._place_of_sum(wide)
+            self._sum = {acc: self._new_sum(acc) for acc in self._sizes}
+        self._small_sum = self._new_sum(ACC_F64).zero_() if wide else None
+
+    def _new_sum(self, acc: int) -> Tensor:
+        dtype = torch.float32 if acc == ACC_F32 else torch.float64
+        return ops.fresh([self._sizes[acc]], dtype, None if self._sum_on is None else self._sum_on.device)
+
+    def _place_of_sum(self, wide: bool) -> ops.Accelerator | None:
+        """The model's device if the sum takes at most half of what is free on it: activations need room beside it."""
+        needed = 4 * self._sizes[ACC_F32] + (16 if wide else 8) * self._sizes[ACC_F64]
+        home = self._layout.accelerator
+        return home if home is not None and needed <= home.free_bytes() // 2 else None
 
     def _watch_overflow(self, ingredient: Ingredient) -> None:
         """Starts the smaller sum with the first f64 model, from a sum of others, which is finite: scaling is exact."""
@@ -171,15 +192,15 @@ class Averager:
         for slot, one, other in zip(self._layout.slots, self._first_dtypes, ingredient.dtypes, strict=True):
             _check_width(slot, one, other, ingredient.label)
 
-    def _sum_column(self, factor_f32: float) -> SourceColumn:
+    def _sum_column(self, factor_f32: float, place: int = MEMORY) -> SourceColumn:
         """The running sum as a source or a destination; ``factor_f32`` undoes the scale of the f32 part."""
         starts = {acc: ops.addresses([buffer])[0] for acc, buffer in self._sum.items()}
         sums = SourceColumn()
         for acc, offset in zip(self._accumulators, self._offsets, strict=True):
             if acc == ACC_F32:
-                sums.add(starts[acc] + 4 * offset, MEMORY, F32.native, factor_f32)
+                sums.add(starts[acc] + 4 * offset, place, F32.native, factor_f32)
             else:
-                sums.add(starts[acc] + 8 * offset, MEMORY, F64.native, 1.0)
+                sums.add(starts[acc] + 8 * offset, place, F64.native, 1.0)
         return sums
 
     def _add_floats(self, ingredient: Ingredient, weight: float) -> None:
@@ -205,7 +226,7 @@ class Averager:
             elements = slot.elements if only in (None, acc) else 0
             target.add(elements, at, MEMORY, dtype, acc, 1.0)
         sources = [sums] if self.count else []
-        ingredient.run(target.plan([*sources, ingredient.column(factors)]), self._threads, self._buffer_bytes)
+        ingredient.run(target.plan([*sources, ingredient.column(factors)]), self._threads, self._memory)
 
     def _merged_integers(self, ingredient: Ingredient) -> dict[str, Tensor]:
         if not self.count:
@@ -222,27 +243,39 @@ class Averager:
         divisor = self.total + weight
         if divisor == 0:
             raise WeightsError("weights cannot be normalised", found="sum 0", expected="a finite sum other than 0")
-        targets = Targets(self._layout, self._accumulators, out, ingredient)
-        overflowed = {i: torch.empty(self._layout.slots[i].elements, dtype=torch.float64) for i in self._overflowed()}
+        targets = Targets(self._layout, self._accumulators, out, ingredient, self._run_on(out))
+        overflowed = {i: self._quotient(i, targets) for i in self._overflowed()}
         columns = Columns()
         for i, (slot, acc) in enumerate(zip(self._layout.slots, self._accumulators, strict=True)):
             flat = overflowed.get(i, targets.flats[i])
             columns.add(slot.elements, ops.addresses([flat])[0], MEMORY, ops.dtype_of(flat).native, acc, divisor)
-        sources = [self._sum_column(1.0 / _F32_SCALE)] if self.count else []
+        apart = targets.accelerator is not None and targets.accelerator is not self._sum_on
+        sources = [self._sum_column(1.0 / _F32_SCALE, HOST if apart else MEMORY)] if self.count else []
+        staged = apart and bool(self.count)
         if ingredient is None:
-            rows = set(_native.run(columns.plan(sources), threads=self._threads))
+            self._nonfinite = ops.run_plan(
+                columns.plan(sources), targets.accelerator, threads=self._threads, memory=self._memory, staged=staged
+            )
         else:
             plan = columns.plan([*sources, ingredient.column([weight] * len(targets.flats))])
-            rows = set(ingredient.run(plan, self._threads, self._buffer_bytes))
+            self._nonfinite = ingredient.run(plan, self._threads, self._memory, staged=staged)
         for i, quotient in overflowed.items():
             mended = self._mended(i, quotient, ingredient, weight, divisor)
             ops.weighted_sum([[mended]], [1.0], [targets.flats[i].view(-1)], 1.0, threads=self._threads)
-            if bool(torch.isfinite(targets.flats[i].double()).all()):
-                rows.discard(i)
-            else:
-                rows.add(i)
-        self.nonfinite = [self._layout.slots[row].name for row in sorted(rows)]
+            others = [row for row in ops.rows_of(self._nonfinite) if row != i]
+            whole = bool(torch.isfinite(targets.flats[i].double()).all())
+            self._nonfinite = others if whole else sorted([*others, i])
         return targets.deliver(integers)
+
+    def _run_on(self, out: Any) -> ops.Accelerator | None:
+        """The device of the sum; before there is one, for new tensors, the model's. None: where ``out`` is."""
+        if self.count:
+            return self._sum_on
+        return self._layout.accelerator if out is None else None
+
+    def _quotient(self, index: int, targets: Targets) -> Tensor:
+        device = None if targets.accelerator is None else targets.accelerator.device
+        return torch.empty(self._layout.slots[index].elements, dtype=torch.float64, device=device)
 
     def _overflowed(self) -> list[int]:
         """The slots with sums of f64 inputs that are not finite, in f64 itself. Reads those sums once."""
@@ -260,7 +293,7 @@ class Averager:
     ) -> Tensor:
         """A slot's f64 quotients; where the sum overflowed, they are taken from the second, smaller sum."""
         assert self._small_sum is not None
-        small = self._part(self._small_sum, index)
+        small = self._part(self._small_sum, index).to(quotient.device)
         if ingredient is not None:
             total = torch.empty_like(small)
             values = ingredient.slot_values(index)

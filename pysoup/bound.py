@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import _native, ops
+from . import ops
 from .aliasing import refuse_overlap
 from .errors import IncompatibleError
 from .integers import check_policy
@@ -19,7 +20,8 @@ from .tables import (
     column,
     is_inexact,
     labels_of,
-    merge_integers,
+    merge_rows,
+    merge_unseen,
     module_state,
 )
 from .weights import check_weights, mix
@@ -29,8 +31,12 @@ class BoundAverage:
     """``out = average(state_dicts)``, as :func:`pysoup.average_state_dicts`, for the same tensors again and again.
 
     All checks are made here, once; :meth:`run` only confirms that no tensor has moved to other memory. Inputs and
-    output must be contiguous CPU tensors that are not tied; the state dicts and ``out`` are kept alive. Without ``out``
-    new tensors are made once and overwritten by every run.
+    output must be contiguous tensors on the CPU or one CUDA device, and not tied; the state dicts and ``out`` are kept
+    alive. Without ``out`` new tensors are made once and overwritten by every run.
+
+    On a CUDA device a run is one launch on the current stream, and nothing waits for it; a CUDA graph can record it.
+    Only tensors without a mean, if there are any, are compared first, which waits for the device. In a graph they are
+    not: what should be equal in all inputs is copied from the first.
     """
 
     def __init__(
@@ -47,14 +53,13 @@ class BoundAverage:
             average_state_dicts(given, weights, integers=integers) if out is None else module_state(out)
         )
         self._integers = check_policy(integers)
-        self._threads = _native.threads_or_default(threads)
         names, labels = list(given[0]), labels_of(len(given))
         table = [column(sd, names, label, labels[0]) for sd, label in zip(given, labels, strict=True)]
         outputs = Outputs.of(self.out, names, labels[0])
         outs = outputs.tensors
         dtypes = check_table(names, table, labels, outs, None)
         if dtypes is None or outputs.copies:
-            raise IncompatibleError("cannot be bound", expected="contiguous CPU tensors of equal dtypes")
+            raise IncompatibleError("cannot be bound", expected="contiguous tensors of equal dtypes on one device")
         law = mix(check_weights(weights, len(given)), range(len(given)))
         members = [table[k] for k in law.members]
         self._labels = [labels[k] for k in law.members]
@@ -69,7 +74,10 @@ class BoundAverage:
         ]
         self._bound = [tensor for column_ in sources for tensor in column_] + self._outs
         self._addresses = ops.addresses(self._bound)
-        self._plan = ops.sum_columns(sources, law.factors, self._outs, law.divisor)
+        self._accelerator = ops.kernels_for_all(outs)
+        plan = ops.sum_columns(sources, law.factors, self._outs, law.divisor)
+        self._sum = ops.PreparedSum(plan, self._accelerator, threads)
+        self._sum.settle()
 
     def run(self) -> Mapping[str, Any]:
         """Writes the average of what the inputs hold now into :attr:`out` and returns it.
@@ -79,10 +87,17 @@ class BoundAverage:
         """
         if ops.addresses(self._bound) != self._addresses:
             raise IncompatibleError("a tensor has moved since the average was bound", expected="bind it again")
-        kept = [merge_integers(name, tensors, self._labels, self._integers) for name, tensors, _ in self._kept]
-        _native.run(self._plan, threads=self._threads)
+        kept = self._merged()
+        self._sum.run()
         for (_, _, out), value in zip(self._kept, kept, strict=True):
             if out is not value:
                 ops.write(out, value)
         ops.bump_versions(self._outs)
         return self.out
+
+    def _merged(self) -> list[Tensor]:
+        """What becomes of the tensors without a mean."""
+        if self._accelerator is not None and self._accelerator.is_capturing():
+            return [merge_unseen(name, tensors, self._integers) for name, tensors, _ in self._kept]
+        names, rows = [name for name, _, _ in self._kept], [tensors for _, tensors, _ in self._kept]
+        return merge_rows(names, rows, self._labels, self._integers)

@@ -1,7 +1,8 @@
 """The columns of a native plan: what is summed from where to where. Integers only, so torch is not needed here.
 
 One row a segment. Sources are source-major: cell ``k * segments + s`` is source k of segment s. A place is an address
-(``fd`` -1), an offset in an open file (``fd`` >= 0), or absent (``fd`` -2: that source takes no part in the segment).
+(``fd`` -1) in the memory of the CPU or the GPU that runs the plan, one in the host's memory (``fd`` -3), an offset in
+an open file (``fd`` >= 0), or absent (``fd`` -2: that source takes no part in the segment).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .dtypes import DType
 
 MEMORY = -1
 ABSENT = -2
+HOST = -3
 ACC_F32 = 0
 ACC_F64 = 1
 RAW = 255
@@ -43,6 +45,13 @@ class SourceColumn:
 
     def add_absent(self) -> None:
         self.add(0, ABSENT, 0, 0.0)
+
+    def only(self, rows: Sequence[int]) -> SourceColumn:
+        """Some of the segments, in the order of ``rows``."""
+        result = SourceColumn()
+        for row in rows:
+            result.add(self.at[row], self.fd[row], self.dtype[row], self.factor[row])
+        return result
 
     @classmethod
     def in_memory(cls, addresses: Sequence[int], dtypes: bytes, factor: float) -> SourceColumn:

@@ -7,6 +7,7 @@ nothing else. The command prints the line and exits 1.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 LONGEST_LINE = 1000
 """Characters in the text of an error."""
@@ -16,8 +17,9 @@ _LONGEST_PART = 190
 class SoupError(Exception):
     """Base of all pysoup errors.
 
-    The text is one line: ``FILE: tensor 'NAME': WHAT: found X, expected Y``; parts that do not apply are left out.
-    The parts stay available as attributes, so callers can branch without parsing text.
+    The text is one line: ``FILE: tensor 'NAME': WHAT (LEFT): found X, expected Y``; parts that do not apply are left
+    out. ``left`` is the state that the caller's own objects are left in. The parts stay available as attributes, so
+    callers can branch without parsing text.
     """
 
     def __init__(
@@ -28,13 +30,21 @@ class SoupError(Exception):
         tensor: str | None = None,
         found: object = None,
         expected: object = None,
+        left: str | None = None,
     ) -> None:
         self.what = what
         self.file = None if file is None else os.fspath(file)
         self.tensor = tensor
         self.found = found
         self.expected = expected
+        self.left = left
         super().__init__(self._line())
+
+    def but(self, **parts: Any) -> SoupError:
+        """A new error of the same kind, with some of the parts replaced."""
+        names = ("what", "file", "tensor", "found", "expected", "left")
+        known = {name: getattr(self, name) for name in names} | parts
+        return type(self)(known.pop("what"), **known)
 
     def _line(self) -> str:
         line = self._joined()
@@ -47,7 +57,8 @@ class SoupError(Exception):
             parts.append(_cut(_one_line(self.file), longest))
         if self.tensor is not None:
             parts.append(f"tensor {_cut(repr(self.tensor), longest)}")
-        parts.append(_cut(_one_line(self.what), longest))
+        left = "" if self.left is None else f" ({_cut(_one_line(self.left), longest)})"
+        parts.append(_cut(_one_line(self.what), longest) + left)
         line = ": ".join(parts)
         details = []
         if self.found is not None:

@@ -38,6 +38,9 @@ _COLD_THREADS_PER_THREAD = 4
 _COLD_READ = 256 << 10
 # Below this, reads that overlap are not worth their threads.
 _LEAST_COLD_BYTES = 32 << 20
+# A table of work on a GPU, for the smallest chunk: see csrc/io/staged_chunks.cpp.
+_TABLE = 1 << 10
+_TABLE_PER_INPUT = 32
 _GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.h
 
 
@@ -182,26 +185,31 @@ class FilePlan:
         buffer_bytes: int,
         budget: int,
         progress: Callable[[int, int], object] | None,
+        device: int | None = None,
     ) -> tuple[int, int]:
         """Reads, averages and writes everything; the members' files and the writer are open.
 
-        Returns the threads and the buffer bytes a thread that were used: the given ones, or others within ``budget``
-        bytes for files that have to come from the disk.
+        Returns the threads and the bytes of all buffers that were used: those given, or others within ``budget`` bytes
+        for files that have to come from the disk, and on a CUDA ``device``.
         """
         rows: list[str] = []
         plan = self._native_plan(writer, rows)
-        cold = cold_buffers(plan, budget, threads, len(self.members))
-        threads, buffer_bytes = cold or (threads, buffer_bytes)
         total = plan.bytes
         report = None if progress is None else lambda done: progress(done, total)
         try:
-            flagged = _native.run(
-                plan, threads=threads, buffer_bytes=buffer_bytes, progress=report, direct=cold is not None
-            )
+            if device is not None:
+                used, flagged = run_staged(plan, budget, threads, len(self.members), device=device, progress=report)
+            else:
+                cold = cold_buffers(plan, budget, threads, len(self.members))
+                threads, buffer_bytes = cold or (threads, buffer_bytes)
+                flagged = _native.run(
+                    plan, threads=threads, buffer_bytes=buffer_bytes, progress=report, direct=cold is not None
+                )
+                used = threads, threads * buffer_bytes
             self.nonfinite = [rows[row] for row in flagged or ()]
         except _native.load().NativeError as error:
             raise self._translate(error, writer) from None
-        return threads, buffer_bytes
+        return used
 
     def _native_plan(self, writer: CheckpointWriter, rows: list[str]) -> Any:
         """The plan; ``rows`` gets the tensor of each of its segments."""
@@ -268,15 +276,54 @@ def fit_buffers(budget: int, threads: int, minimum: int, inputs: int) -> tuple[i
 
     Raises :class:`SoupError` where not even one fits.
     """
+    check_budget(budget, minimum)
+    preferred = max(_CACHED_BUFFER, inputs * _BYTES_PER_INPUT)
+    threads = max(1, min(threads, budget // max(minimum, _LEAST_BUFFER)))
+    return threads, max(minimum, min(budget // threads, preferred))
+
+
+def check_budget(budget: int, minimum: int) -> None:
+    """Raises :class:`SoupError` where ``minimum`` bytes of buffers are needed and ``budget`` are allowed."""
     if minimum > budget:
         raise SoupError(
             "memory is too small for these inputs",
             found=format_size(budget),
             expected=f"at least {format_size(minimum)}",
         )
-    preferred = max(_CACHED_BUFFER, inputs * _BYTES_PER_INPUT)
-    threads = max(1, min(threads, budget // max(minimum, _LEAST_BUFFER)))
-    return threads, max(minimum, min(budget // threads, preferred))
+
+
+def staged_minimum(minimum_buffer: int, inputs: int) -> int:
+    """What a run on a GPU needs where one on the CPU needs ``minimum_buffer``: its table of work travels with it."""
+    return minimum_buffer + _TABLE + inputs * _TABLE_PER_INPUT
+
+
+def run_staged(
+    plan: Any,
+    budget: int,
+    threads: int,
+    inputs: int,
+    *,
+    device: int,
+    stream: int = 0,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[tuple[int, int], list[int]]:
+    """A plan on a CUDA device, within ``budget`` bytes of pinned memory: see :func:`pysoup._native.run_staged`.
+
+    Returns the threads and the bytes of buffers that were used, and the rows that are not finite.
+    """
+    check_budget(budget, plan.staged_memory)
+    cold = cold_buffers(plan, budget, threads, inputs)
+    threads = threads if cold is None else cold[0]
+    flagged = _native.run_staged(
+        plan,
+        device=device,
+        stream=stream,
+        threads=threads,
+        memory=budget,
+        progress=progress,
+        direct=cold is not None,
+    )
+    return (plan.staged_threads, plan.staged_buffers), flagged
 
 
 def cold_buffers(plan: Any, budget: int, threads: int, inputs: int) -> tuple[int, int] | None:

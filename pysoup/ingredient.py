@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,11 +16,11 @@ from torch import Tensor
 from . import _native, ops
 from .aliasing import same_bits
 from .checkpoint import Checkpoint, TensorEntry, align_names_to, open_checkpoint, refuse_scaled_f8
-from .columns import SourceColumn
+from .columns import HOST, MEMORY, SourceColumn
 from .dtypes import DType
 from .errors import IncompatibleError, SoupError
 from .file_plan import Member, read_error, real_parts
-from .tables import StateDict, column, some_names
+from .tables import StateDict, column, is_inexact, some_names
 
 _COMPARE_BYTES = 1 << 20
 
@@ -53,6 +54,8 @@ class Layout:
     """All names, aliases too, in the order of the model."""
     kept_ties: dict[str, tuple[str, ...]]
     """For tensors without a mean that share one memory: each of the names -> all of them."""
+    accelerator: ops.Accelerator | None = None
+    """The device with kernels that has all averaged tensors of a model in memory, if there is one."""
 
     def kept_names(self, name: str) -> tuple[str, ...]:
         """The names under which an ingredient may have a tensor without a mean: its own, then those tied to it."""
@@ -61,6 +64,7 @@ class Layout:
     @classmethod
     def of(cls, spec: Any) -> Layout:
         """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot."""
+        accelerator = None
         if isinstance(spec, Checkpoint):
             rows = [(n, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for n in spec]
             rows += [(a, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for a, n in spec.aliases.items()]
@@ -73,6 +77,7 @@ class Layout:
             for name, tensor in zip(state, tensors, strict=True):
                 ops.refuse_special(tensor, name)
             rows = [(n, tuple(t.shape), t.dtype, _identity(n, t)) for n, t in zip(state, tensors, strict=True)]
+            accelerator = ops.kernels_for_all([t for t in tensors if is_inexact(t)])
         groups: dict[Any, list[str]] = {}
         for name, _, _, identity in rows:
             groups.setdefault(identity, []).append(name)
@@ -85,7 +90,7 @@ class Layout:
             elif groups[identity][0] == name:
                 real, elements = real_parts(ops.dtype_of(torch.empty(0, dtype=dtype)), torch.Size(shape).numel())
                 slots.append(Slot(name, tuple(groups[identity][1:]), tuple(shape), elements, real, dtype))
-        return cls(tuple(slots), kept, tuple(row[0] for row in rows), kept_ties)
+        return cls(tuple(slots), kept, tuple(row[0] for row in rows), kept_ties, accelerator)
 
 
 def _identity(name: str, tensor: Tensor) -> Any:
@@ -102,7 +107,9 @@ class Ingredient:
         self.layout = layout
         self.dtypes: list[DType] = []
         self.integers: dict[str, Tensor] = {}
-        self._flats: list[Tensor] = []
+        self._given: list[Tensor] = []
+        self._flats: list[Tensor] | None = None
+        self._accelerator: ops.Accelerator | None = None
         self._entries: list[TensorEntry] = []
         self._member: Member | None = None
 
@@ -130,9 +137,8 @@ class Ingredient:
             for alias in slot.names:
                 if alias in tensors and alias != name and not same_bits(tensors[alias], tensor):
                     raise self._untied(alias, name)
-            flat = ops.as_reals(tensor).detach().cpu().contiguous()
-            self._flats.append(flat)
-            self.dtypes.append(ops.dtype_of(flat))
+            self._given.append(tensor)
+            self.dtypes.append(real_parts(ops.dtype_of(tensor), 0)[0])
         for name, (shape, dtype) in layout.kept.items():
             tensor = tensors[next(n for n in layout.kept_names(name) if n in tensors)]
             self._check(name, tensor, shape, dtype)
@@ -234,24 +240,43 @@ class Ingredient:
         if self._member is not None:
             self._member.close()
 
+    def take_to(self, accelerator: ops.Accelerator | None) -> None:
+        """It is to be read by a sum that runs there (None: on the CPU). Done as far as needed at the first use.
+
+        The device's own tensors are read where they are, those of the CPU are carried there by the sum itself.
+        """
+        if accelerator is not self._accelerator:
+            self._accelerator, self._flats = accelerator, None
+
+    def _flat(self, tensor: Tensor) -> Tensor:
+        """The slot's values in C order, on the device of the sum or on the CPU."""
+        flat = ops.as_reals(tensor).detach()
+        if self._accelerator is None:
+            flat = flat.cpu()
+        elif not flat.is_cpu:
+            flat = flat.to(self._accelerator.device)
+        return flat.contiguous()
+
     def column(self, factors: Sequence[float]) -> SourceColumn:
         """The places of all slots, for one native call."""
         if self._member is None:
-            codes = bytes(d.native for d in self.dtypes)
-            result = SourceColumn.in_memory(ops.addresses(self._flats), codes, 0.0)
-            for i, factor in enumerate(factors):
-                result.factor[i] = factor
-            return result
+            places = [HOST if self._is_apart(flat) else MEMORY for flat in self.tensors]
+            codes = bytearray(d.native for d in self.dtypes)
+            return SourceColumn(array("Q", ops.addresses(self.tensors)), array("i", places), codes, array("d", factors))
         result = SourceColumn()
         for entry, dtype, factor in zip(self._entries, self.dtypes, factors, strict=True):
             result.add(*self._member.place(entry), dtype.native, factor)
         return result
 
-    def run(self, plan: Any, threads: int, buffer_bytes: int) -> list[int]:
-        """Runs a plan that reads this ingredient; a failed read names file and tensor. Returns the rows not finite."""
-        buffer_bytes = max(buffer_bytes, plan.minimum_buffer)
+    def run(self, plan: Any, threads: int, memory: int, *, staged: bool = False) -> list[int] | Tensor:
+        """Runs a plan that reads this ingredient, as :func:`pysoup.ops.run_plan`; a failed read names file and tensor.
+
+        ``staged``: whether the plan has other places, too, from where something is carried to the device.
+        """
         try:
-            return _native.run(plan, threads=threads, buffer_bytes=buffer_bytes)
+            return ops.run_plan(
+                plan, self._accelerator, threads=threads, memory=memory, staged=staged or self.is_staged
+            )
         except _native.load().NativeError as error:
             raise self._blame(error) from None
 
@@ -271,8 +296,18 @@ class Ingredient:
         return self._member is not None
 
     @property
+    def is_staged(self) -> bool:
+        """Whether a sum on a device has to carry some of it there."""
+        return self.is_file or any(map(self._is_apart, self.tensors))
+
+    def _is_apart(self, flat: Tensor) -> bool:
+        return self._accelerator is not None and not self._accelerator.holds(flat)
+
+    @property
     def tensors(self) -> list[Tensor]:
         """Where the slots' values are read from, if that is memory; else nothing."""
+        if self._flats is None:
+            self._flats = list(map(self._flat, self._given))
         return self._flats
 
     @property
@@ -285,10 +320,13 @@ class Ingredient:
         return unpacked_bytes(self._entries)
 
     def slot_values(self, index: int) -> Tensor:
-        """The values of one slot as a flat f64 tensor, read whole; for the rare repair of overflowed sums."""
+        """The values of one slot, flat, in f64, where the sum runs; read whole, for the rare repair of overflows."""
         if self._member is None:
-            return self._flats[index].reshape(-1).double()
-        return ops.as_reals(self._member.checkpoint.tensor(self._entries[index].name)).reshape(-1).double()
+            values = self.tensors[index]
+        else:
+            values = ops.as_reals(self._member.checkpoint.tensor(self._entries[index].name))
+        device = None if self._accelerator is None else self._accelerator.device
+        return values.to(device or "cpu").reshape(-1).double()
 
 
 def _callers_level() -> int:

@@ -29,7 +29,7 @@ def choose(name: str, policy: str, labels: Sequence[str], differs: int | None) -
         return "first"
     if policy != "auto":
         return policy
-    if name.split(".")[-1] == "num_batches_tracked":
+    if _is_counter(name):
         return "max"
     raise IncompatibleError(
         f"values are not floating-point and differ from those in {labels[0]}",
@@ -37,3 +37,14 @@ def choose(name: str, policy: str, labels: Sequence[str], differs: int | None) -
         tensor=name,
         expected="equal values, or integers='first' or 'max'",
     )
+
+
+def choose_unseen(name: str, policy: str) -> str:
+    """:func:`choose` where the values cannot be compared: right where they are equal, and where there is an answer."""
+    if policy != "auto":
+        return policy
+    return "max" if _is_counter(name) else "first"
+
+
+def _is_counter(name: str) -> bool:
+    return name.split(".")[-1] == "num_batches_tracked"

@@ -6,6 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from .checkpoint import Checkpoint, align_names_to
 from .checkpoint.find import open_found
 from .checkpoint.output.preflight import free_bytes
 from .columns import MEMORY, Columns, accumulator
-from .errors import CheckpointError, OutputError, SoupError
-from .file_plan import cold_buffers, fit_buffers, read_error
+from .errors import BackendError, CheckpointError, OutputError, SoupError
+from .file_plan import Member, check_budget, cold_buffers, fit_buffers, read_error, run_staged
 from .ingredient import Ingredient, Layout
 from .integers import check_policy
 from .remarks import input_notes, nonfinite_notes
@@ -47,9 +48,13 @@ def load_soup_(
     are as there), without a file in between and without a second copy of the model: every ingredient is read once, in
     step, through ``memory`` bytes of buffers. The model's dtypes are the result's; the files' types may be others. Its
     names, shapes and ties must be the files' (wrappers such as ``module.`` may differ: see the report's notes).
-    Autograd is told that the tensors changed. A parameter that is not contiguous (channels-last), or not on the CPU,
-    takes a buffer of its size beside ``memory``; the report's ``memory_bytes`` counts it. Tensors that a file holds
-    strided or compressed are unpacked into the system's temporary directory.
+    Autograd is told that the tensors changed. A parameter that is not contiguous (channels-last) takes a buffer of its
+    size beside ``memory``; the report's ``memory_bytes`` counts it. Tensors that a file holds strided or compressed are
+    unpacked into the system's temporary directory.
+
+    Parameters on a GPU are summed there, after what is queued in torch's current stream, while ``memory`` bytes of
+    pinned memory (and as many on the GPU) pass the files on; of a model on several GPUs each gets its part, one after
+    the other. On devices without kernels a parameter takes a buffer on the CPU.
 
     All headers are checked before anything is written. Should a file fail to be read after that, the error says that
     the model holds part of the average. Raises as :func:`pysoup.average_checkpoints` does.
@@ -78,9 +83,10 @@ def load_soup_(
         parameters=sum(torch.Size(slot.shape).numel() for slot in layout.slots),
         bytes_read=loading.bytes_read,
         bytes_written=sum(flat.numel() * flat.element_size() for flat in loading.targets.flats),
-        memory_bytes=threads_used * buffer_bytes + loading.targets.buffer_bytes,
+        memory_bytes=buffer_bytes + loading.targets.buffer_bytes,
         threads=threads_used,
         isa=_native.active_isa(),
+        device=", ".join(loading.devices),
         seconds=time.perf_counter() - started,
         nonfinite=loading.nonfinite,
         notes=[*notes, *loading.notes],
@@ -97,8 +103,8 @@ def average_into(
 ) -> list[str]:
     """Write the uniform average of checkpoints and state dicts, each with its name in errors, into ``model``.
 
-    As :func:`load_soup_`, with the same bits, for pools that were opened and checked before; state dicts on other
-    devices are copied to the CPU first. Returns the names of tensors with NaN or infinities.
+    As :func:`load_soup_`, with the same bits, for pools that were opened and checked before. Returns the names of
+    tensors with NaN or infinities.
     """
     layout = Layout.of(model)
     ingredients = [Ingredient.of(source, layout, label) for label, source in sources]
@@ -125,7 +131,9 @@ class _Loading:
         self.accumulators = [
             accumulator([i.dtypes[s] for i in ingredients], slot.dtype) for s, slot in enumerate(layout.slots)
         ]
-        self.targets = Targets(layout, self.accumulators, model, None)
+        self.targets = Targets(layout, self.accumulators, model, None, scattered=True)
+        devices = ["cpu" if a is None else str(a.device) for a in self.targets.accelerators]
+        self.devices = list(dict.fromkeys(devices)) or ["cpu"]
         self.bytes_read = sum(
             slot.elements * i.dtypes[s].itemsize for i in ingredients for s, slot in enumerate(layout.slots)
         )
@@ -133,38 +141,95 @@ class _Loading:
         self.notes: list[str] = []
 
     def run(self, budget: int, threads: int, progress: Callable[[int, int], object] | None) -> tuple[int, int]:
-        """Reads, averages and writes; returns the threads and the buffer bytes a thread that were used."""
+        """Reads, averages and writes; returns the most threads and bytes of buffers that were used at a time."""
         members = [i.member for i in self.ingredients if i.is_file]
         _check_scratch(sum(i.scratch_bytes for i in self.ingredients))
         with open_members(members):
-            plan = self._plan()
-            cold = cold_buffers(plan, budget, threads, len(self.ingredients))
-            threads, buffer_bytes = cold or fit_buffers(budget, threads, plan.minimum_buffer, len(self.ingredients))
-            total = plan.bytes
-            report = None if progress is None else lambda done: progress(done, total)
-            try:
-                rows = _native.run(
-                    plan, threads=threads, buffer_bytes=buffer_bytes, progress=report, direct=cold is not None
-                )
-                for member in members:
-                    member.check_unchanged()
-            except _native.load().NativeError as error:
-                raise _partly(read_error(error, members) or SoupError(str(error.args[0]))) from None
-            except CheckpointError as error:
-                raise _partly(error) from None
+            parts = self._parts()
+            for part in parts:
+                check_budget(budget, part.least_memory)
+            threads, buffer_bytes = self._run_parts(parts, budget, threads, progress, members)
             self.targets.deliver(self.integers)
-            self.nonfinite = [self.slots[row].name for row in rows or ()]
             if len(members) == len(self.ingredients):
                 self.notes = nonfinite_notes(members, self.nonfinite)
         return threads, buffer_bytes
 
-    def _plan(self) -> Any:
+    def _run_parts(
+        self,
+        parts: Sequence[_Part],
+        budget: int,
+        threads: int,
+        progress: Callable[[int, int], object] | None,
+        members: Sequence[Member],
+    ) -> tuple[int, int]:
+        total, before = sum(part.plan.bytes for part in parts), 0
+        used, found = [(1, 0)], []
+        try:
+            for part in parts:
+                report = None if progress is None else lambda done, so_far=before: progress(so_far + done, total)
+                needed, rows = part.run(budget, threads, len(self.ingredients), report)
+                used.append(needed)
+                found += [part.slots[row] for row in rows or ()]
+                before += part.plan.bytes
+            for member in members:
+                member.check_unchanged()
+        except _native.load().NativeError as error:
+            raise _partly(read_error(error, members) or SoupError(str(error.args[0]))) from None
+        except CheckpointError as error:
+            raise _partly(error) from None
+        except BackendError as error:
+            raise error.but(left="the model may hold part of the average") from None
+        self.nonfinite = [self.slots[slot].name for slot in sorted(found)]
+        return max(count for count, _ in used), max(nbytes for _, nbytes in used)
+
+    def _parts(self) -> list[_Part]:
+        """One for each device that has averaged tensors of the model, and one for the CPU, in the model's order."""
+        groups: dict[ops.Accelerator | None, list[int]] = {}
+        for slot, accelerator in enumerate(self.targets.accelerators):
+            groups.setdefault(accelerator, []).append(slot)
+        return [self._part(accelerator, slots) for accelerator, slots in groups.items()]
+
+    def _part(self, accelerator: ops.Accelerator | None, slots: list[int]) -> _Part:
         columns = Columns()
-        for slot, flat, acc in zip(self.slots, self.targets.flats, self.accumulators, strict=True):
-            at = ops.addresses([flat])[0]
-            columns.add(slot.elements, at, MEMORY, ops.dtype_of(flat).native, acc, self.law.divisor)
-        factors = ([factor] * len(self.slots) for factor in self.law.factors)
-        return columns.plan([i.column(f) for i, f in zip(self.ingredients, factors, strict=True)])
+        for slot in slots:
+            flat = self.targets.flats[slot]
+            at, code = ops.addresses([flat])[0], ops.dtype_of(flat).native
+            columns.add(self.slots[slot].elements, at, MEMORY, code, self.accumulators[slot], self.law.divisor)
+        sources = []
+        for ingredient, factor in zip(self.ingredients, self.law.factors, strict=True):
+            ingredient.take_to(accelerator)
+            sources.append(ingredient.column([factor] * len(self.slots)).only(slots))
+        return _Part(accelerator, slots, columns.plan(sources), [i.tensors for i in self.ingredients])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The averaged tensors of a model that are on one device; None is the CPU."""
+
+    accelerator: ops.Accelerator | None
+    slots: list[int]
+    """Those of the rows of ``plan``."""
+    plan: Any
+    kept: list[list[torch.Tensor]]
+    """What the plan has addresses of."""
+
+    @property
+    def least_memory(self) -> int:
+        return int(self.plan.minimum_buffer if self.accelerator is None else self.plan.staged_memory)
+
+    def run(
+        self, budget: int, threads: int, inputs: int, progress: Callable[[int], object] | None
+    ) -> tuple[tuple[int, int], list[int]]:
+        """The threads and the bytes of buffers that were used, and the rows that are not finite."""
+        if self.accelerator is not None:
+            device, stream = self.accelerator.index, self.accelerator.stream()
+            return run_staged(self.plan, budget, threads, inputs, device=device, stream=stream, progress=progress)
+        cold = cold_buffers(self.plan, budget, threads, inputs)
+        threads, buffer_bytes = cold or fit_buffers(budget, threads, self.plan.minimum_buffer, inputs)
+        rows = _native.run(
+            self.plan, threads=threads, buffer_bytes=buffer_bytes, progress=progress, direct=cold is not None
+        )
+        return (threads, threads * buffer_bytes), rows
 
 
 def _refuse_copies(model: torch.nn.Module) -> None:
@@ -194,5 +259,4 @@ def _check_scratch(nbytes: int) -> None:
 
 
 def _partly(error: SoupError) -> SoupError:
-    what = f"{error.what} (the model holds part of the average)"
-    return type(error)(what, file=error.file, tensor=error.tensor, found=error.found, expected=error.expected)
+    return error.but(left="the model holds part of the average")

@@ -30,7 +30,7 @@ class LogitScores:
     top: dict[int, Tensor]
     """k -> int64 ``[M]``: samples whose label is among the k largest logits, of equal ones those of the lower class."""
     nll: Tensor | None
-    """f64 ``[M]``: the negative log-likelihoods in nats, summed in the order of the samples; ``None`` if not asked for.
+    """f64 ``[M]``: the negative log-likelihoods in nats, summed in one fixed order; ``None`` if not asked for.
     NaN if a row of the candidate has a NaN or a positive infinity, or nothing but negative ones; infinite if the
     label's logit is -inf."""
     samples: int | Tensor
@@ -156,7 +156,7 @@ class _Request:
         check = _LabelCheck(
             labels.detach().to(logits.device, torch.int64), classes, self.ignore_index, self.first_sample
         )
-        if logits.is_cpu:
+        if logits.is_cpu and ops.kernels_for(logits) is None:
             check.raise_if_wrong()
         rows = ops.score_rows(
             base,
@@ -169,6 +169,7 @@ class _Request:
             wanted=self.per_sample | ({"nll"} if self.nll else set()),
             threads=self.threads,
         )
+        check.bad_row = rows.get("bad_row")
         kept = {name: rows.get(name) for name in self.per_sample & {"prediction", "margin", "confidence"}}
         return LogitScores(
             top=dict(zip(self.k, rows["top"], strict=True)),
@@ -190,25 +191,31 @@ class _LabelCheck:
         self.classes = classes
         self.ignore_index = ignore_index
         self.first_sample = first_sample
-        self.counted = torch.ones_like(labels, dtype=torch.bool) if ignore_index is None else labels != ignore_index
+        self.bad_row: Tensor | None = None
+        """Of a kernel that has looked: the first row whose label is no class, or -1."""
 
     def samples(self) -> int | Tensor:
         if self.ignore_index is None:
             return len(self.labels)
-        count = self.counted.sum()
+        count = (self.labels != self.ignore_index).sum()
         return int(count) if count.is_cpu else count
 
     def raise_if_wrong(self) -> None:
-        wrong = ((self.labels < 0) | (self.labels >= self.classes)) & self.counted
-        if not bool(wrong.any()):
+        row = self._first_wrong() if self.bad_row is None else int(self.bad_row)
+        if row < 0:
             return
-        row = int(wrong.to(torch.int8).argmax())
         ignored = "" if self.ignore_index is None else f", or {self.ignore_index} to be ignored"
         raise SoupError(
             f"the label of sample {self.first_sample + row} is not a class",
             found=int(self.labels[row]),
             expected=f"0 to {self.classes - 1}{ignored}",
         )
+
+    def _first_wrong(self) -> int:
+        wrong = (self.labels < 0) | (self.labels >= self.classes)
+        if self.ignore_index is not None:
+            wrong &= self.labels != self.ignore_index
+        return int(wrong.to(torch.int8).argmax()) if bool(wrong.any()) else -1
 
 
 def _check_kinds(base: Tensor | None, logits: Tensor, labels: Tensor) -> None:

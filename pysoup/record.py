@@ -1,7 +1,8 @@
 """What is known of one checkpoint, in a JSON file beside it: ``model_00.json`` for ``model_00.safetensors``.
 
 ``pysoup finetune`` writes it, the recipes read it: a score that was measured on the same held-out set with the same
-metric need not be measured again. Needs no torch. Every write is whole or absent.
+metric need not be measured again. ``model_00.margins.npy`` may stand beside it, with what tells hard samples from easy
+ones. Needs no torch, and numpy for margins alone. Every write is whole or absent.
 """
 
 from __future__ import annotations
@@ -9,15 +10,19 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from .checkpoint.find import stem
 from .checkpoint.index import resolve
 from .checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from .errors import CheckpointError, OutputError, SoupError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 FORMAT = 1
 """The value of the key ``record``; a file without it is not ours."""
@@ -149,14 +154,47 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def margins_path(checkpoint: str | os.PathLike[str]) -> Path:
+    """Where the margins of a weight file are: beside its record."""
+    path = record_path(checkpoint)
+    return path.with_name(f"{path.stem}.margins.npy")
+
+
+def write_margins(checkpoint: str | os.PathLike[str], margins: npt.NDArray[np.float32]) -> None:
+    """Write down for each sample of the record's held-out set how clearly the model is right: the label's logit less
+    the best other one, f32 ``[N]``. Before the record itself, which vouches for it. Raises OutputError."""
+    import numpy as np
+
+    _write(margins_path(checkpoint), lambda file: np.save(file, margins, allow_pickle=False))
+
+
+def read_margins(checkpoint: str | os.PathLike[str], samples: int) -> npt.NDArray[np.float32] | None:
+    """The margins of so many samples; None where there are none, or the file holds something else.
+
+    They only decide which samples are looked at first, so they are taken at their word.
+    """
+    import numpy as np
+
+    try:
+        margins = np.load(margins_path(checkpoint), mmap_mode="r", allow_pickle=False)
+        fitting = isinstance(margins, np.ndarray) and margins.dtype == np.float32 and margins.shape == (samples,)
+        return np.array(margins) if fitting else None
+    except (OSError, ValueError, EOFError):
+        return None
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write beside ``path``, flush and rename onto it. Raises OutputError."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    _write(path, lambda file: file.write(text.encode()))
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     temporary = temporary_path(path)
     try:
         remove_stale(path)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         publish_file(temporary, path, overwrite=True)

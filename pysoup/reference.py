@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
+_TOTALS = 256
 _SMALL = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 
 
@@ -33,12 +34,12 @@ def weighted_sum(sources: Sequence[Tensor], factors: Sequence[float], divisor: f
 def _accumulate(sources: Sequence[Tensor], factors: Sequence[float], dtype: torch.dtype) -> Tensor:
     total = sources[0].to(dtype) * factors[0]
     for x, factor in zip(sources[1:], factors[1:], strict=True):
-        total = total + x.to(dtype) if factor == 1.0 else _fma(factor, x.to(dtype), total)
+        total = total + x.to(dtype) if factor == 1.0 else fma(factor, x.to(dtype), total)
     return total
 
 
-def _fma(factor: float, x: Tensor, acc: Tensor) -> Tensor:
-    """``factor * x + acc`` rounded once, without a fused instruction."""
+def fma(factor: float | Tensor, x: Tensor, acc: Tensor) -> Tensor:
+    """``factor * x + acc`` rounded once, without a fused instruction; f64 ones as :func:`_error_free_fma` says."""
     if acc.dtype == torch.float32:
         # The product of 24 and 11 significant bits is exact in f64; rounding the sum to odd there and to nearest in f32
         # equals rounding once (Boldo and Melquiond 2008).
@@ -51,7 +52,7 @@ def _fma(factor: float, x: Tensor, acc: Tensor) -> Tensor:
     return torch.where(torch.isfinite(result), result, x * factor + acc)  # infinities and NaN as they come
 
 
-def _error_free_fma(factor: float, x: Tensor, acc: Tensor) -> Tensor:
+def _error_free_fma(factor: float | Tensor, x: Tensor, acc: Tensor) -> Tensor:
     """Boldo and Melquiond's fma; exact for f64 magnitudes from 2^-969 to 2^996."""
     high, low = _two_product(x, factor)
     tail_high, tail_low = _two_sum(acc, low)
@@ -73,11 +74,11 @@ def _split(a: Tensor) -> tuple[Tensor, Tensor]:
     return high, a - high
 
 
-def _two_product(x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+def _two_product(x: Tensor, factor: float | Tensor) -> tuple[Tensor, Tensor]:
     """``x * factor`` as rounded product and exact error (Dekker), barring overflow and underflow."""
     product = x * factor
     x_high, x_low = _split(x)
-    f_high, f_low = _split(torch.full_like(x, factor))
+    f_high, f_low = _split(factor if isinstance(factor, Tensor) else torch.full_like(x, factor))
     error = ((x_high * f_high - product) + x_high * f_low + x_low * f_high) + x_low * f_low
     return product, error
 
@@ -135,7 +136,7 @@ def ensemble_logits(base: Tensor, candidate: Tensor, weight: float, scale: float
     """``scale * fma(weight, candidate, base)`` in f32, or f64 where an input is f64; the factors are rounded to it."""
     wide = torch.float64 if torch.float64 in (base.dtype, candidate.dtype) else torch.float32
     factors: list[float] = torch.tensor([weight, scale], dtype=torch.float64).to(wide).tolist()
-    values: Tensor = _fma(factors[0], candidate.to(wide), base.to(wide)) * factors[1]
+    values: Tensor = fma(factors[0], candidate.to(wide), base.to(wide)) * factors[1]
     return values
 
 
@@ -166,7 +167,7 @@ def score_rows(
     result = {name: torch.cat([part[name] for part in parts]).view(logits.shape[:2]) for name in parts[0]}
     for name, values in result.items():
         result[name] = values.where(counted, {"rank": -2, "prediction": -1}.get(name, torch.nan))
-    rank = result["rank"]
+    rank = result["rank"] = result["rank"].clamp(max=max((1, *k)))
     totals = {
         "top": torch.stack([((rank >= 0) & (rank < limit)).sum(1) for limit in k])
         if k
@@ -174,8 +175,21 @@ def score_rows(
         "nan_rows": (rank == -1).sum(1),
     }
     if "nll" in wanted:
-        totals["total"] = result["nll"].where(counted, 0.0).sum(1)
+        totals["total"] = _total(result["nll"].where(counted, 0.0))
     return {name: values for name, values in result.items() if name == "rank" or name in wanted} | totals
+
+
+def _total(rows: Tensor) -> Tensor:
+    """The sums of rows ``[M, N]`` in the order of the kernels: 256 side by side, joined as a tree."""
+    count = -(-rows.shape[1] // _TOTALS)
+    padded = torch.nn.functional.pad(rows, (0, count * _TOTALS - rows.shape[1])).view(len(rows), count, _TOTALS)
+    sums = rows.new_zeros(len(rows), _TOTALS)
+    for part in padded.unbind(1):
+        sums = sums + part
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0]
 
 
 def _parts(logits: Tensor) -> Iterator[tuple[int, int, int]]:

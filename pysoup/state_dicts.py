@@ -23,7 +23,7 @@ from .tables import (
     column,
     is_inexact,
     labels_of,
-    merge_integers,
+    merge_rows,
     module_state,
 )
 from .weights import Mix, check_weights, mix
@@ -85,7 +85,9 @@ def average_state_dicts(
             check_result_type(given[0].values(), wanted)
         tied = shared_ties(table)
         outputs = _fresh_outputs(sources[0], wanted)
-    values = {i: merge_integers(names[i], [t[i] for t in sources], members, integers) for i in kept if i not in tied}
+    chosen = [i for i in kept if i not in tied]
+    merged = merge_rows([names[i] for i in chosen], [[t[i] for t in sources] for i in chosen], members, integers)
+    values = dict(zip(chosen, merged, strict=True))
 
     if plain is not None and quick:
         _sum_plain(names, sources, outputs, law, tied, plain, targets is not None, threads, progress)

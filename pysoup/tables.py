@@ -13,7 +13,7 @@ from . import ops
 from .arrays import from_array, output_array, to_array
 from .dtypes import DType, parse_float
 from .errors import IncompatibleError
-from .integers import choose
+from .integers import choose, choose_unseen
 
 StateDict = Mapping[str, Any]
 
@@ -166,9 +166,27 @@ def _check_out_dtype(names: Sequence[str], targets: Sequence[Tensor], dtype: DTy
 
 def merge_integers(name: str, tensors: Sequence[Tensor], labels: Sequence[str], policy: str) -> Tensor:
     """The value of a tensor that has no mean (see :mod:`pysoup.integers`): the first of ``tensors``, or a new one."""
-    differs = next((k for k, t in enumerate(tensors) if k and not torch.equal(t, tensors[0])), None)
+    return merge_rows([name], [tensors], labels, policy)[0]
+
+
+def merge_rows(
+    names: Sequence[str], rows: Sequence[Sequence[Tensor]], labels: Sequence[str], policy: str
+) -> list[Tensor]:
+    """:func:`merge_integers` for many tensors, with one look at their device."""
+    return [
+        _merged(row, choose(name, policy, labels, differs))
+        for name, row, differs in zip(names, rows, ops.first_differences(rows), strict=True)
+    ]
+
+
+def merge_unseen(name: str, tensors: Sequence[Tensor], policy: str) -> Tensor:
+    """The same where no value can be looked at: what ``"auto"`` has no answer for is taken to be equal in all."""
+    return _merged(tensors, choose_unseen(name, policy))
+
+
+def _merged(tensors: Sequence[Tensor], rule: str) -> Tensor:
     value = tensors[0]
-    if choose(name, policy, labels, differs) == "max" and differs is not None:
+    if rule == "max":
         for tensor in tensors[1:]:
             value = ops.largest(value, tensor)
     return value

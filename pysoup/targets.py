@@ -17,10 +17,13 @@ from .tables import Outputs, StateDict, as_mapping
 
 
 class Targets:
-    """``flats[i]`` takes the reals of slot i, in C order, on the CPU: the target's memory, or a buffer.
+    """``flats[i]`` takes the reals of slot i, in C order: the target's memory, or a buffer beside it.
 
-    Raises :class:`IncompatibleError` where ``out`` does not fit the layout or the ``accumulators`` of the slots, where
-    its tensors share memory that the model's do not, and where they overlap ``ingredient``.
+    All are where the sum has to run: on ``accelerator``, which is ``run_on``, by default the device with kernels that
+    has all of ``out``, else None, the CPU. The ``ingredient`` is taken there, too. Without ``out`` the targets are new
+    ones there. With ``scattered`` each slot has a device of its own, that of its tensor, in ``accelerators``. Raises
+    :class:`IncompatibleError` where ``out`` does not fit the layout or the ``accumulators`` of the slots, where its
+    tensors share memory that the model's do not, and where they overlap ``ingredient``.
     """
 
     def __init__(
@@ -29,19 +32,27 @@ class Targets:
         accumulators: Sequence[int],
         out: torch.nn.Module | StateDict | None,
         ingredient: Ingredient | None,
+        run_on: ops.Accelerator | None = None,
+        *,
+        scattered: bool = False,
     ) -> None:
         self._layout = layout
         self._out = out
         self._outputs = None if out is None else Outputs.of(out, layout.names, "the averager")
-        tensors = _fresh(layout) if self._outputs is None else self._outputs.tensors
+        tensors = _fresh(layout, run_on) if self._outputs is None else self._outputs.tensors
         self._tensors = dict(zip(layout.names, tensors, strict=True))
+        averaged = [self._tensors[slot.name] for slot in layout.slots]
+        self.accelerator = run_on or ops.kernels_for_all(averaged)
+        self.accelerators = [ops.kernels_for(t) if scattered else self.accelerator for t in averaged]
+        if ingredient is not None:
+            ingredient.take_to(self.accelerator)
         if self._outputs is not None:
             if not self._are_the_models():
                 for slot, acc in zip(layout.slots, accumulators, strict=True):
                     self._check(slot, acc)
                 self._check_kept()
             self._refuse_overlap(dict(zip(layout.names, self._outputs.memory, strict=True)), ingredient)
-        self.flats = [_flat(self._tensors[slot.name]) for slot in layout.slots]
+        self.flats = list(map(_flat, averaged, self.accelerators))
 
     def _are_the_models(self) -> bool:
         """Whether there is nothing to check, since all shapes and types are those of the model: the common case."""
@@ -97,7 +108,7 @@ class Targets:
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of the buffers among ``flats``: for targets that are not contiguous CPU memory."""
+        """Bytes of the buffers among ``flats``: for targets that are not contiguous, or not where the sum runs."""
         own = ops.addresses([self._tensors[slot.name] for slot in self._layout.slots])
         pairs = zip(own, ops.addresses(self.flats), self.flats, strict=True)
         return sum(flat.nbytes for target, address, flat in pairs if target != address)
@@ -119,21 +130,24 @@ class Targets:
         return as_mapping(self._out)
 
 
-def _fresh(layout: Layout) -> list[Tensor]:
+def _fresh(layout: Layout, accelerator: ops.Accelerator | None) -> list[Tensor]:
     """New tensors for all names; tied names share one."""
-    fresh = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in layout.kept.items()}
+    device = None if accelerator is None else accelerator.device
+    fresh = {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in layout.kept.items()}
     for slot in layout.slots:
-        fresh.update(dict.fromkeys(slot.names, ops.fresh(slot.shape, slot.torch_dtype)))
+        fresh.update(dict.fromkeys(slot.names, ops.fresh(slot.shape, slot.torch_dtype, device)))
     return [fresh[name] for name in layout.names]
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The tensor's own memory where it can be written directly, else a contiguous CPU buffer of its size."""
+def _flat(tensor: Tensor, accelerator: ops.Accelerator | None) -> Tensor:
+    """The tensor's own memory where it can be written directly, else a contiguous buffer of its size."""
     tensor = tensor.detach()
-    flat = torch.view_as_real(tensor) if tensor.is_complex() and not tensor.is_conj() else ops.as_reals(tensor)
-    if flat.is_cpu and flat.is_contiguous() and not tensor.is_neg() and not tensor.is_conj():
-        return flat
-    return torch.empty(flat.shape, dtype=flat.dtype)
+    is_there = tensor.is_cpu if accelerator is None else accelerator.holds(tensor)
+    plain = tensor.is_contiguous() and not tensor.is_neg() and not tensor.is_conj()
+    if is_there and plain:
+        return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    shape = (*tensor.shape, 2) if tensor.is_complex() else tensor.shape
+    return torch.empty(shape, dtype=tensor.real.dtype, device=None if accelerator is None else accelerator.device)
 
 
 def _check_shape(name: str, target: Tensor, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from .errors import SoupError
+from .origin import described
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +59,7 @@ def load_task(name: str) -> Task:
         try:
             task = task()
         except Exception as error:
-            raise SoupError(f"making task {attribute!r} failed: {_short(error)}", file=where) from error
+            raise SoupError(f"making task {attribute!r} failed: {described(error)}", file=where) from error
     missing = [f"{part}()" for part in ("model", "heldout") if not callable(getattr(task, part, None))]
     if missing:
         raise SoupError(f"task {attribute!r} lacks {' and '.join(missing)}", file=where)
@@ -96,7 +97,7 @@ def _import_file(where: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise SoupError(f"importing it failed: {_short(error)}", file=where) from error
+        raise SoupError(f"importing it failed: {described(error)}", file=where) from error
     return module
 
 
@@ -107,9 +108,9 @@ def _import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise SoupError("no such module; a file is given as FILE.py:NAME", file=name) from error
-        raise SoupError(f"importing it failed: {_short(error)}", file=name) from error
+        raise SoupError(f"importing it failed: {described(error)}", file=name) from error
     except Exception as error:
-        raise SoupError(f"importing it failed: {_short(error)}", file=name) from error
+        raise SoupError(f"importing it failed: {described(error)}", file=name) from error
 
 
 def _importable(directory: Path) -> None:
@@ -119,7 +120,3 @@ def _importable(directory: Path) -> None:
 
 def _has_shape(value: object) -> bool:
     return callable(getattr(value, "model", None)) and callable(getattr(value, "heldout", None))
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".rstrip(": ")

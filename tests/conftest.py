@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +34,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return
     reason = "no CUDA device" if CAPABILITIES["cuda"] else "built without CUDA"
     for item in items:
-        if "cuda" in item.keywords:
+        if item.get_closest_marker("cuda"):  # not by keyword: a folder of that name is one
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Where several processes run tests at a time, those that are marked ``alone`` wait for the others, and these for
+    them."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    # What all processes of this run share is above the folder of each.
+    folder = item.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    with _room(folder, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@contextmanager
+def _room(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Who is to be alone stands in the door until the room is empty; everybody else only passes it."""
+    with open(folder / "door", "w") as door, open(folder / "room", "w") as room:
+        fcntl.flock(door, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        if not alone:
+            fcntl.flock(door, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            # Said, not left to the closing: a process that a test forked may hold the files open longer.
+            fcntl.flock(room, fcntl.LOCK_UN)
+            fcntl.flock(door, fcntl.LOCK_UN)
 
 
 @pytest.fixture
@@ -40,6 +71,17 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this CPU has, in turn, forced for the test."""
     with _native.force_isa(request.param):
         yield request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tensors of a few numbers: handing them to threads takes longer than the sums."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

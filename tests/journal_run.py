@@ -110,6 +110,7 @@ def make(folder: Path, name: str) -> None:
     with logged(folder / f"{name}.log") as log:
         soup = soup_of(folder, folder / name, log, recipe=recipe)
     told = {key: value for key, value in soup.to_json().items() if key not in SECONDS}
+    told["notes"] = [note for note in told["notes"] if not note.startswith("went on with the run in ")]
     told["trace"] = [{k: v for k, v in step.items() if k not in SECONDS} for step in told["trace"]]
     if isinstance(soup, Soup):
         soup.save(folder / f"{name}.safetensors", overwrite=True)

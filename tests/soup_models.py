@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from pysoup import Soup
 
 StateDict = dict[str, Tensor]
 
@@ -92,6 +95,44 @@ def same_bits(one: StateDict, other: StateDict) -> bool:
     return one.keys() == other.keys() and all(
         one[name].dtype == tensor.dtype and torch.equal(one[name].cpu(), tensor.cpu()) for name, tensor in other.items()
     )
+
+
+class Interrupted:
+    """A forward that is interrupted once it was called ``left`` times; ``seen``: of each call, the first weights and
+    the inputs."""
+
+    def __init__(self, left: int = 0) -> None:
+        self.left = left
+        self.seen: list[tuple[bytes, bytes]] = []
+
+    def __call__(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        first = next(iter(model.state_dict().values()))
+        self.seen.append((first.numpy().tobytes(), batch[0].numpy().tobytes()))
+        return model(batch[0]), batch[1]
+
+    def started_again(self, make: Callable[[], Soup], left: int) -> tuple[Soup, int]:
+        """What ``make`` makes in the end, started again after every ``left`` calls, and the number of starts."""
+        starts = 0
+        while True:
+            starts += 1
+            self.left = left
+            try:
+                return make(), starts
+            except KeyboardInterrupt:
+                continue
+
+
+def never(model: nn.Module, batch: object) -> tuple[Tensor, Tensor]:
+    """A forward for what must be refused before anything is scored."""
+    raise AssertionError("scored")
+
+
+def decisions(soup: Soup) -> list[tuple[object, ...]]:
+    """The trace, without what no two runs share."""
+    return [(step.index, step.candidate_score, step.bound, step.samples, step.accepted) for step in soup.trace]
 
 
 def images() -> tuple[Tensor, Tensor]:

@@ -308,6 +308,7 @@ def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
         assert process.wait() == 1
 
 
+@pytest.mark.alone
 def test_interrupt_leaves_one_line_no_file_and_exit_130(tmp_path: Path) -> None:
     # One sparse file under 200 names: 50 GiB to read, so the average still runs when the signal arrives.
     names = [tmp_path / f"{i}.safetensors" for i in range(200)]

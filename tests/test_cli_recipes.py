@@ -8,59 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from linear_task import NAMES, held_out, linear, write_checkpoints, write_task
+from safetensors.torch import load_file
 
-from pysoup import HeldOut, greedier_soup, greedy_ensemble, logit_ensemble, pruned_soup
+from pysoup import greedier_soup, greedy_ensemble, logit_ensemble, pruned_soup
 from pysoup.cli import main
 from pysoup.soups import Ensemble, Soup
 
-TASK = '''
-import torch
-
-class Task:
-    """Labels of a linear rule; held-out and test data differ."""
-
-    def model(self):
-        return torch.nn.Linear(8, 3, bias=False)
-
-    def heldout(self):
-        return self._data(1)
-
-    def tests(self):
-        return {"shifted": self._data(2)}
-
-    def _data(self, seed):
-        g = torch.Generator().manual_seed(seed)
-        x = torch.randn(300, 8, generator=g)
-        rule = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-        return [(x, (x @ rule.T).argmax(1))]
-'''
 COMMANDS = ["pruned", "greedier", "ensemble"]
-NAMES = ("useless", "good", "better", "fair")
 
 
 @pytest.fixture
 def task(tmp_path: Path) -> str:
-    (tmp_path / "task.py").write_text(TASK)
-    return f"{tmp_path / 'task.py'}:Task"
+    return write_task(tmp_path)
 
 
 @pytest.fixture
 def checkpoints(tmp_path: Path) -> list[str]:
-    """Three noisy copies of the true weights and one that is all noise."""
-    rule = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    noise = torch.Generator().manual_seed(3)
-    paths = []
-    for name, scale in zip(NAMES, (30.0, 0.5, 0.4, 0.6), strict=True):
-        paths.append(str(tmp_path / f"{name}.safetensors"))
-        save_file({"weight": rule + scale * torch.randn(3, 8, generator=noise)}, paths[-1])
-    return paths
-
-
-def held_out(seed: int) -> HeldOut:
-    rule = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-    x = torch.randn(300, 8, generator=torch.Generator().manual_seed(seed))
-    return HeldOut([(x, (x @ rule.T).argmax(1))])
+    return write_checkpoints(tmp_path)
 
 
 def same_by_hand(made: Soup | Ensemble, run: Path) -> None:
@@ -71,7 +36,7 @@ def same_by_hand(made: Soup | Ensemble, run: Path) -> None:
     assert trace["score"] == results["heldout"] == made.score
     assert trace["recipe"] == results["recipe"] == made.recipe
     assert [step["accepted"] for step in trace["trace"]] == [step.accepted for step in made.trace]
-    model = torch.nn.Linear(8, 3, bias=False)
+    model = linear()
     if isinstance(made, Soup):
         written = load_file(run / "soup.safetensors")
         assert torch.equal(written["weight"], made.state_dict()["weight"])
@@ -99,7 +64,7 @@ def test_pruned_drops_what_does_not_help(
     assert verdicts["useless"] == "dropped"
     assert set(verdicts) == set(NAMES)
     assert "soup without it" in out
-    made = pruned_soup(checkpoints, torch.nn.Linear(8, 3, bias=False), held_out(1), passes=1)
+    made = pruned_soup(checkpoints, linear(), held_out(1), passes=1)
     assert f"pruned soup of {len(made.ingredients)}: held-out accuracy {made.score:.5g}\n" in out
     same_by_hand(made, run)
     for name in ("soup.safetensors", "trace.json", "results.json"):
@@ -114,12 +79,42 @@ def test_greedier_prints_each_round(
     assert main(["greedier", "--task", task, *checkpoints, "-o", str(run), *options]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert len(re.findall(r"(\w+)\.safetensors .* (kept|refused)", out)) == 3
-    made = greedier_soup(
-        checkpoints, torch.nn.Linear(8, 3, bias=False), held_out(1), "nll", prefilter=2, max_ingredients=2
-    )
+    rows = re.findall(r"^ *\d+ +(\d+|-) +\S*?(\w+)\.safetensors .*  (kept|refused|not best)$", out, re.MULTILINE)
+    assert rows == [("-", "better", "kept"), ("1", "fair", "not best"), ("1", "good", "kept")]
+    made = greedier_soup(checkpoints, linear(), held_out(1), "nll", prefilter=2, max_ingredients=2)
     assert f"greedier soup of 2: held-out nll {made.score:.5g}\n" in out
     same_by_hand(made, run)
+
+
+def test_greedier_tells_the_rounds_and_who_was_refused_from_who_was_not_the_best(
+    task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["greedier", "--task", task, *checkpoints, "-o", str(run), "--no-early-rejection"]) == 0
+    out = capsys.readouterr().out
+    trace = json.loads((run / "trace.json").read_text())["trace"]
+    rounds = [step["round"] for step in trace]
+    assert out.splitlines()[0].split()[:3] == ["step", "round", "checkpoint"]
+    verdicts = [re.split(r"\s{2,}", line.strip())[-1] for line in out.splitlines()[1 : len(trace) + 1]]
+    assert rounds[0] is None
+    assert verdicts[0] == "kept"
+    last = max(rounds[1:])
+    for number in range(1, last + 1):
+        tried = [
+            (step, verdict)
+            for step, verdict, there in zip(trace, verdicts, rounds, strict=True)
+            if there == number  # each was tried with all that were kept before
+        ]
+        assert len(tried) == 4 - number
+        kept = [step for step, _ in tried if step["accepted"]]
+        for step, verdict in tried:
+            assert verdict == ("kept" if step["accepted"] else "not best" if kept else "refused")
+        if kept:
+            assert kept[0]["candidate_score"] == max(step["candidate_score"] for step, _ in tried)
+        else:
+            assert number == last
+            assert all(step["candidate_score"] < step["best_score_before"] for step, _ in tried)
+    assert {"not best", "refused"} <= set(verdicts)
 
 
 def test_ensemble_selects_or_takes_all_and_writes_no_weights(
@@ -130,7 +125,7 @@ def test_ensemble_selects_or_takes_all_and_writes_no_weights(
     assert main(["ensemble", "--task", task, *checkpoints, "-o", str(run), *options]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    model = torch.nn.Linear(8, 3, bias=False)
+    model = linear()
     made = greedy_ensemble(
         checkpoints, model, held_out(1), select="best", replacement=True, max_ingredients=5, accept=">"
     )
@@ -181,71 +176,8 @@ class NoFingerprint(Task):
     assert json.loads((run / "results.json").read_text())["tests"].keys() == {"shifted"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_results_of_an_earlier_run_are_kept_unless_forced(
-    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = tmp_path / "run"
-    assert main(["uniform", "--task", task, *checkpoints, "-o", str(run)]) == 0
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
-    again = [command, "--task", task, *checkpoints, "-o", str(run)]
-    capsys.readouterr()
-    assert main(again) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    assert main([*again, "--force"]) == 0
-    # The weights of another recipe must not stand beside an ensemble's results.
-    assert (run / "soup.safetensors").exists() == (command != "ensemble")
-    assert json.loads((run / "results.json").read_text())["recipe"] != "uniform"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_entries_patterns_and_recorded_scores_choose_the_candidates(
-    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "val.json").write_text(json.dumps({name: {"nll": len(name)} for name in NAMES}))
-    chosen = ["--top", "2", "--by", "nll", "--lowest"]
-    run = tmp_path / "run"
-    assert main([command, "--task", task, f"{tmp_path}/*.safetensors", "-o", str(run), *chosen]) == 0
-    out = capsys.readouterr().out
-    trace = json.loads((run / "trace.json").read_text())
-    tried = {*trace["ingredients"], *(step["ingredient"] for step in trace["trace"])}
-    assert {Path(name).stem for name in tried} == {"good", "fair"}
-    assert out.count(f"note: {tmp_path}/*.safetensors: 4 checkpoints\n") == 1
-    for number in range(2):
-        states = {"model": {"weight": torch.zeros(3, 8)}, "ema": {"weight": torch.ones(3, 8) * number}}
-        torch.save(states, tmp_path / f"{number}.pt")
-    assert main([command, "--task", task, f"{tmp_path}/*.pt", "-o", str(tmp_path / "ema"), "--entry", "ema"]) == 0
-    assert json.loads((tmp_path / "ema" / "results.json").read_text())["recipe"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_errors_are_one_line_and_leave_nothing(
-    command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    save_file({"weight": torch.zeros(3, 9)}, tmp_path / "wide.safetensors")
-    run = tmp_path / "run"
-    assert main([command, "--task", task, *checkpoints, str(tmp_path / "wide.safetensors"), "-o", str(run)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert "wide.safetensors" in err
-    assert not run.exists()
-
-
 def test_replacement_without_a_limit_is_refused(
     task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["ensemble", "--task", task, *checkpoints, "-o", str(tmp_path / "run"), "--replacement"]) == 1
     assert "replacement needs max_ingredients" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_without_torch_the_error_says_what_to_install(
-    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pysoup.cli.models.find_spec", lambda name: None)
-    assert main([command, "--task", "t.py:T", "a.pt", "-o", "run"]) == 1
-    assert "pip install 'model-soups[torch]' (in a checkout: '.[torch]')" in capsys.readouterr().err

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 
 import pytest
-import torch
 from score_tables import Plain, Table, tables
 from torch import Tensor
 
@@ -15,15 +13,7 @@ from pysoup.errors import SoupError
 from pysoup.soups import GreedyStep, greedy_soup
 
 TABLES = 250
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers: handing them to threads takes longer than the sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scored(step: GreedyStep) -> bool:

@@ -39,6 +39,16 @@ class Pictures(Dataset[Any]):
         return len(LABELS)
 
 
+class Mapped(Subset[Any]):
+    """Its samples are not those of what it is a subset of."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index)[0], 1 - super().__getitem__(index)[1]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        return [self[index] for index in indices]
+
+
 class Endless(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         return iter([])
@@ -222,3 +232,27 @@ def test_what_is_no_split_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(SoupError, match="not a held-out split"):
         load_split(path, LABELS)
+
+
+@pytest.mark.parametrize("targets", [LABELS, Y, np.array(LABELS)])
+def test_the_labels_of_a_subset_are_taken_where_they_are_known(targets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures cannot be read; the split is that of the same labels by themselves."""
+    monkeypatch.setattr(Pictures, "targets", targets)
+    chosen = [*range(90, -1, -3), 96, 95]
+    part = Subset(Pictures(), chosen)
+    expected = heldout_split([LABELS[index] for index in chosen], 3)
+    assert heldout_split(part, 3) == expected
+    inner = Subset(part, list(range(len(chosen) - 1, -1, -1)))
+    assert heldout_split(inner, 3) == heldout_split([LABELS[index] for index in chosen[::-1]], 3)
+
+
+def test_a_subset_that_has_no_known_labels_is_read() -> None:
+    data = TensorDataset(X[:80], Y[:80] % 2)
+    part, other = Subset(data, range(0, 80, 2)), Mapped(data, range(0, 80, 2))
+    assert heldout_split(part, 3) == heldout_split((Y[:80:2] % 2).tolist(), 3)
+    assert heldout_split(other, 3) == heldout_split((1 - Y[:80:2] % 2).tolist(), 3)
+
+
+def test_labels_of_arrays_may_be_names() -> None:
+    names = np.array(["cat", "dog", "bird"])[np.array(LABELS)]
+    assert heldout_split((X.numpy(), names), 3) == heldout_split(names.tolist(), 3)

@@ -52,6 +52,10 @@ class Rows(Dataset[dict[str, Tensor]]):
         return {name: column[index] for name, column in columns().items()}
 
 
+def arrays() -> dict[str, Any]:
+    return {name: column.numpy() for name, column in columns().items()}
+
+
 def trained(data: Any, hp: Hyperparameters = HP) -> list[Tensor]:
     made = model()
     fine_tune(made, data, hp)
@@ -66,6 +70,8 @@ def test_dictionary_and_tuple_of_tensors_train_the_same_model() -> None:
     named = trained(columns())
     assert equal(named, trained(tuple(columns().values())))
     assert equal(named, trained(UserDict(columns())))
+    assert equal(named, trained(arrays()))
+    assert equal(named, trained(tuple(arrays().values())))
     assert not equal(named, [tensor.clone() for tensor in model().state_dict().values()])
 
 

@@ -147,3 +147,17 @@ def test_impossible_laws_are_refused() -> None:
         Ranges(batch_size=())
     with pytest.raises(SoupError, match="at least one"):
         sample_hyperparameters(0)
+
+
+@pytest.mark.parametrize("name", ["log10_learning_rate", "log10_weight_decay"])
+def test_rates_in_place_of_their_exponents_are_refused_with_these(name: str) -> None:
+    with pytest.raises(SoupError) as caught:
+        Ranges(**{name: (1e-5, 1e-3)})
+    assert str(caught.value) == (
+        f"{name} is a range of exponents of 10: found (1e-05, 0.001), expected (-5, -3), if 1e-05 to 0.001 is meant"
+    )
+    for low, high in ((0.0, 0.1), (0.5, 2.0)):
+        with pytest.raises(SoupError, match=r"exponents of 10: .* expected such as \(-5, -3\), for 1e-05 to 0.001"):
+            Ranges(**{name: (low, high)})
+    for pair in ((-3.0, 0.0), (-3.0, 0.5), (0.0, 0.0)):
+        assert getattr(Ranges(**{name: pair}), name) == pair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from sweep_models import POINTS, data, files, make, net
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pysoup.checkpoint.find import find_checkpoints
 from pysoup.checkpoint.scores import select_top
+from pysoup.evaluate import HeldOut
 from pysoup.finetune import Hyperparameters, Sweep, fine_tune
 from pysoup.record import read_record
 
@@ -37,7 +39,7 @@ def test_averages_and_checkpoints_have_folders_of_their_own(tmp_path: Path) -> N
     for run in range(3):
         for kind in kinds:
             name = f"{kind}model_{run:02d}" + ("_at_0.5" if "earlier" in kind else "")
-            expected |= {f"{name}.safetensors", f"{name}.json"}
+            expected |= {f"{name}.safetensors", f"{name}.json", f"{name}.margins.npy"}
     assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == expected
     assert find_checkpoints(tmp_path) == [tmp_path / f"model_{run:02d}.safetensors" for run in range(3)]
 
@@ -96,3 +98,32 @@ def test_saving_more_leaves_the_ingredients_as_they_are(tmp_path: Path) -> None:
     assert files(tmp_path / "plain") == files(tmp_path / "more") == files(tmp_path / "loader")
     names = [path.name for path in sorted((tmp_path / "loader" / "earlier").glob("*.safetensors"))]
     assert names == [f"model_{run:02d}_epoch_01.safetensors" for run in range(3)]
+
+
+def test_how_clearly_each_held_out_sample_is_right_is_written_beside_the_weights(tmp_path: Path) -> None:
+    make(tmp_path).run()
+    x, labels = data(1)
+    for path in sorted(tmp_path.glob("model_*.safetensors")):
+        model = net()
+        model.load_state_dict(load_file(path))
+        with torch.no_grad():
+            rows = model(x).tolist()
+        expected = [
+            row[label] - max(value for c, value in enumerate(row) if c != label)
+            for row, label in zip(rows, labels.tolist(), strict=True)
+        ]
+        found = np.load(path.with_suffix(".margins.npy"))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_written_of_models_without_a_row_of_logits_for_each_sample(tmp_path: Path) -> None:
+    def forward(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = batch
+        times = 1 if model.training else 2
+        return model(x).repeat_interleave(times, 0), y.repeat_interleave(times, 0)
+
+    (tmp_path / "model_00.margins.npy").write_bytes(b"of an earlier run")
+    Sweep(tmp_path, net(), data(0), POINTS[:1], HeldOut(data(1), forward)).run()
+    assert (tmp_path / "model_00.json").exists()
+    assert not list(tmp_path.glob("*.npy"))

@@ -195,6 +195,10 @@ WRONG = [
     ),
     (RANDOM + "epochs = [3]", "'epochs' in [random]: found [3], expected [low, high]"),
     (RANDOM + "epochs = [5, 3]", "[random]: range epochs is empty"),
+    (
+        RANDOM + "log10_learning_rate = [1e-5, 1e-3]",
+        "[random]: log10_learning_rate is a range of exponents of 10: found (1e-05, 0.001), expected (-5, -3), if",
+    ),
     (RANDOM + "no_mixup = 2", "[random]: no_mixup is a probability"),
     (RANDOM + 'laws = "mine"', "'laws' in [random]: found 'mine', expected one of paper, paper-text"),
     (RANDOM + "epochs = [1, 2]\n[training]\nepochs = 2", "'epochs' is given in [random] and fixed in [training]"),

@@ -11,9 +11,9 @@ from score_tables import Plain
 from soup_models import images, mlp, plain_mean, pool
 from torch import Tensor, nn
 
-from pysoup.evaluate import HeldOut, nll, top_k
+from pysoup.evaluate import HeldOut, margins, nll, top_k
 from pysoup.soups import greedy_soup, hardest
-from pysoup.soups.hardest import Hardness, arranged, margins
+from pysoup.soups.hardest import Hardness, arranged
 
 
 def watched(heldout: HeldOut, answers: Sequence[Sequence[tuple[Tensor, Tensor]]]) -> Hardness:

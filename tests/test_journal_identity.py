@@ -208,7 +208,7 @@ def test_same_run_goes_on_from_copies_of_its_files_and_data(setting: Setting) ->
 
 
 def test_identity_is_the_same_in_another_process(setting: Setting) -> None:
-    """No hash seed, address or path of this process is in it."""
+    """No hash seed or address of this process is in it, and no path but those of the files."""
     code = (
         "import sys, json, pathlib, tests_module\n"
         "print(json.dumps(tests_module.Setting(pathlib.Path(sys.argv[1])).identity().parts({}), allow_nan=True))"
@@ -218,7 +218,58 @@ def test_identity_is_the_same_in_another_process(setting: Setting) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, other], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == json.dumps(setting.identity().parts({}), allow_nan=True)
+    there, here = json.loads(done.stdout), json.loads(json.dumps(setting.identity().parts({})))
+    for number, name in enumerate([*setting.names, "d"]):
+        assert there["checkpoints"][number].pop("path") == str(other / name)
+        assert here["checkpoints"][number].pop("path") == str(setting.folder / name)
+    assert there == here
+
+
+def recorded(setting: Setting, names: list[str], *, paths: bool = True) -> None:
+    """A run in which something was recorded, of checkpoints called ``names``."""
+    parts = setting.identity().parts({})
+    for number, checkpoint in enumerate(parts["checkpoints"]):
+        if not paths:
+            checkpoint.pop("path", None)
+        if number < len(names):
+            checkpoint["name"] = names[number]
+    with Journal.open(setting.folder / "run", parts) as run:
+        run.record("single:0", 0.5)
+
+
+@pytest.mark.parametrize("paths", [True, False])
+def test_checkpoints_are_the_same_by_whatever_path_they_are_named(
+    setting: Setting, paths: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``paths`` False: a journal from before they were written down, seen from where it was begun."""
+    (setting.folder / "sub").mkdir()
+    (setting.folder / "link").symlink_to(setting.folder)
+    monkeypatch.chdir(setting.folder / "sub")
+    recorded(setting, ["../a.safetensors", str(setting.folder / "link" / "b.safetensors")], paths=paths)
+    if paths:
+        monkeypatch.chdir("/")
+    with setting.open() as run:
+        assert run.recall("single:0") == 0.5
+    setting.names.reverse()
+    with pytest.raises(SoupError, match="it had the checkpoints in another order"):
+        setting.open()
+    setting.names.reverse()
+    save(setting.folder / "b.safetensors", 9)
+    with pytest.raises(SoupError, match=r"link/b.safetensors has other content now"):
+        setting.open()
+
+
+def test_a_folder_of_checkpoints_may_be_moved(setting: Setting, tmp_path: Path) -> None:
+    """What is called as before, and holds what it held."""
+    recorded(setting, [])
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in [*setting.names, "d"]:
+        (setting.folder / name).rename(moved / name)
+    (setting.folder / "run").rename(moved / "run")
+    setting.folder = moved
+    with setting.open() as run:
+        assert run.recall("single:0") == 0.5
 
 
 @pytest.fixture

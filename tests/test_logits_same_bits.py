@@ -86,16 +86,34 @@ def test_candidates_do_not_change_one_another(isa: str, dtype: torch.dtype) -> N
         torch.testing.assert_close(alone.margin[0], together.margin[m], rtol=0, atol=0, equal_nan=True)
 
 
-def test_likelihoods_sum_in_the_order_of_the_samples(isa: str) -> None:
-    logits, labels = random_logits((2, 5000, 12), torch.float32, 4)
-    found = score_logits(logits, labels, per_sample=["nll"], threads=2)
+def in_order(values: list[float]) -> float:
+    """256 sums side by side, each in the order of the samples, joined as a tree."""
+    sums = [0.0] * 256
+    for n, value in enumerate(values):
+        sums[n % 256] += value
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = [one + other for one, other in zip(sums[:half], sums[half:], strict=True)]
+    return sums[0]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 129, 256, 257, 5000])
+def test_likelihoods_sum_in_one_order(isa: str, rows: int) -> None:
+    logits, labels = random_logits((2, rows, 12), torch.float32, 4)
+    found = score_logits(logits, labels, per_sample=["nll"], threads=2, ignore_index=3)
     assert found.nll_per_sample is not None
     assert found.nll is not None
     for m in range(2):
-        total = 0.0
-        for nll in found.nll_per_sample[m].tolist():
-            total += nll
-        assert found.nll[m].item() == total
+        assert found.nll[m].item() == in_order(found.nll_per_sample[m].nan_to_num(0.0).tolist())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 255, 300, 2000])
+def test_plain_torch_sums_likelihoods_in_the_same_order(rows: int) -> None:
+    logits, labels = random_logits((3, rows, 7), torch.float32, 4)
+    options = {"weight": 1.0, "scale": 1.0, "ignore_label": 2, "k": [1], "wanted": ("nll",)}
+    found = reference.score_rows(None, logits, labels, **options)
+    for m in range(3):
+        assert found["total"][m].item() == in_order(found["nll"][m].nan_to_num(0.0).tolist())
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=name_of)

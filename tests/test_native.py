@@ -118,6 +118,7 @@ def test_error_in_progress_stops_and_is_raised() -> None:
         average_state_dicts([{"x": torch.ones(10)}], progress=progress)
 
 
+@pytest.mark.alone
 def test_other_python_threads_run_meanwhile() -> None:
     """A thread that only counts must get on while a long average runs."""
     x = torch.zeros(1 << 20)

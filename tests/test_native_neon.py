@@ -56,6 +56,20 @@ def test_neon_kernels_equal_the_generic_ones_on_random_bits(kernels: list[str], 
 
 
 @needs_arm
+def test_neon_kernels_take_inner_products_to_the_same_bits(kernels: list[str], tmp_path: Path) -> None:
+    """The C++ tests of inner products: against a plain loop, the generic kernels and what other machines have found."""
+    sources: dict[str, list[str]] = {
+        "csrc/cpu/dispatch.cpp": ["-DSOUP_HAVE_NEON", "-DSOUP_HAVE_GENERIC"],
+        "csrc/cpu/dots.cpp": [],
+        "tests/native/test_dots.cpp": [],
+        "tests/native/main.cpp": [],
+    }
+    objects = compile_all(sources, tmp_path)
+    printed = run([*kernels, *objects], tmp_path, "all_pairs", "minus_zero", "same_bits")
+    assert printed.endswith("3 tests, 0 failed checks\n")
+
+
+@needs_arm
 def test_neon_kernels_score_logits_to_the_same_bits(kernels: list[str], tmp_path: Path) -> None:
     """The C++ tests of scores: against plain arithmetic, the generic kernels and what other machines have found."""
     sources: dict[str, list[str]] = {

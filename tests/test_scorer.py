@@ -161,7 +161,7 @@ def test_tensors_that_are_not_finite_are_named(tmp_path: Path) -> None:
     scorer.add(1)
     scorer.subset([1, 0], "d")
     scorer.add(0)
-    scorer.averager.nonfinite = []
+    scorer.averager._nonfinite = []
     scorer.finish()  # though the model holds this average already
     assert scorer.averager.nonfinite == ["0.bias"]
 

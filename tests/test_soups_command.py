@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from soup_models import mlp, plain_mean, pool, same_bits
 from torch import nn
 
 from pysoup.errors import OutputError, SoupError
-from pysoup.soups import greedy_soup
-from pysoup.soups.command import run_greedy, run_uniform
+from pysoup.soups import greedy_soup, uniform_soup
+from pysoup.soups.command import run_recipe
 from pysoup.task import load_task
+
+run_greedy = partial(run_recipe, greedy_soup)
+run_uniform = partial(run_recipe, uniform_soup, records=False)
 
 TASK = """
 import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,22 +15,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from score_tables import Table, tables
-from soup_models import HuggingFaceStyle, encoded, images, mlp, pool, same_bits
+from soup_models import HuggingFaceStyle, Interrupted, encoded, images, mlp, never, pool, same_bits
 from torch import Tensor, nn
 
 from pysoup import Ensemble, HeldOut, Metric, OutputError, SoupError, greedy_ensemble, logit_ensemble
 from pysoup.evaluate import top_k
 
 TABLES = 80
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers: handing them to threads takes longer than the sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def mean_of(logits: Sequence[np.ndarray]) -> np.ndarray:
@@ -228,6 +220,21 @@ def test_the_whole_ensemble_averages_every_model() -> None:
     assert torch.equal(unscored.logits(model, (x, labels)), found.logits(model, (x, labels)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_probabilities_are_the_softmax_of_the_averaged_logits(dtype: torch.dtype) -> None:
+    model = mlp().to(dtype)
+    x, labels = images()
+    held = HeldOut((x.to(dtype), labels))
+    found = greedy_ensemble(pool(model, 4, spread=0.3), model, held, accept=">=", min_delta=0.0)
+    logits = found.logits(model, held).double().numpy()
+    odds = np.exp(logits - logits.max(1, keepdims=True))
+    shares = found.probabilities(model, held)
+    assert shares.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(shares.numpy(), odds / odds.sum(1, keepdims=True), rtol=2e-6)
+    told = -shares.double()[torch.arange(120), labels].log().mean().item()
+    assert found.evaluate(model, held, "nll") == pytest.approx(told, rel=1e-5)
+
+
 def test_each_model_takes_one_pass_and_no_more() -> None:
     states = pool(mlp(), 4, spread=0.3)
     passes = [0]
@@ -294,13 +301,7 @@ def test_copies_and_nan_are_noted() -> None:
 
 def test_a_run_goes_on_where_it_was_stopped_and_serves_other_options(tmp_path: Path) -> None:
     states = pool(mlp(), 4, spread=0.3)
-    left = [5]
-
-    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return model(batch[0]), batch[1]
+    forward = Interrupted(5)
 
     def make(**options: object) -> Ensemble:
         held = HeldOut(images(), forward, batch_size=60)
@@ -308,11 +309,11 @@ def test_a_run_goes_on_where_it_was_stopped_and_serves_other_options(tmp_path: P
 
     with pytest.raises(KeyboardInterrupt):
         make()
-    left[0] = 4  # two of four models are there
+    forward.left = 4  # two of four models are there
     found = make()
     plain = greedy_ensemble(states, mlp(), HeldOut(images(), batch_size=60))
     assert (found.ingredients, found.score, found.passes) == (plain.ingredients, plain.score, plain.passes)
-    assert left == [0]
+    assert forward.left == 0
     other = make(metric="nll", select="best", replacement=True, max_ingredients=5)
     assert (
         other.score
@@ -322,6 +323,33 @@ def test_a_run_goes_on_where_it_was_stopped_and_serves_other_options(tmp_path: P
     )
     with pytest.raises(SoupError, match="another run is recorded"):
         greedy_ensemble(states[:3], mlp(), HeldOut(images(), forward, batch_size=60), run=tmp_path / "run")
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "nll", "macro_f1"])
+def test_a_whole_ensemble_goes_on_where_it_was_stopped_and_shares_its_logits(metric: str, tmp_path: Path) -> None:
+    states = pool(mlp(), 4, spread=0.3)
+    forward = Interrupted(5)
+    held = HeldOut(images(), forward, batch_size=60)
+    plain = logit_ensemble(states, mlp(), HeldOut(images(), batch_size=60), metric)
+    with pytest.raises(KeyboardInterrupt):
+        logit_ensemble(states, mlp(), held, metric, run=tmp_path / "run")
+    forward.left = 4  # two of four models are there
+    found = logit_ensemble(states, mlp(), held, metric, run=tmp_path / "run")
+    assert forward.left == 0
+    assert (found.score, found.ingredients, found.passes) == (plain.score, plain.ingredients, plain.passes)
+    assert found.notes == [f"went on with the run in {tmp_path / 'run'}: 2 scores were on record there"]
+    again = logit_ensemble(states, mlp(), held, "top3", run=tmp_path / "run")
+    assert again.score == plain.evaluate(mlp(), HeldOut(images()), "top3")
+    some = greedy_ensemble(states, mlp(), held, metric, run=tmp_path / "run")
+    assert some.score == greedy_ensemble(states, mlp(), HeldOut(images(), batch_size=60), metric).score
+    with pytest.raises(SoupError, match="another run is recorded"):
+        logit_ensemble(states[:3], mlp(), held, metric, run=tmp_path / "run")
+
+
+def test_an_ensemble_that_is_not_scored_has_nothing_to_record(tmp_path: Path) -> None:
+    with pytest.raises(SoupError, match="run keeps what was found out about the held-out data: found no heldout"):
+        logit_ensemble(pool(mlp(), 2, spread=0.3), mlp(), run=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -335,12 +363,9 @@ def test_a_run_goes_on_where_it_was_stopped_and_serves_other_options(tmp_path: P
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_scored(options: dict[str, object], word: str) -> None:
-    def forward(model: object, batch: object) -> tuple[Tensor, Tensor]:
-        raise AssertionError("scored")
-
     model = mlp()
     with pytest.raises(SoupError, match=word):
-        greedy_ensemble(pool(model, 3, spread=0.3), model, HeldOut(images(), forward), **options)
+        greedy_ensemble(pool(model, 3, spread=0.3), model, HeldOut(images(), never), **options)
 
 
 @pytest.mark.parametrize("recipe", [greedy_ensemble, logit_ensemble])
@@ -371,9 +396,13 @@ def test_labels_that_fit_no_class_are_found_with_the_first_model() -> None:
     with pytest.raises(SoupError, match=r"scoring a: the label of sample 4 is not a class .*found 7, expected 0 to 6"):
         greedy_ensemble(states, mlp(), HeldOut(images(), forward))
     assert passes[0] == 1
-    with pytest.raises(SoupError, match="scoring the ensemble: the label of held-out sample 4 is not a class"):
+    with pytest.raises(SoupError, match="scoring a: the label of sample 4 is not a class"):
         logit_ensemble(states, mlp(), HeldOut(images(), forward))
     assert passes[0] == 2
+    every = logit_ensemble(states, mlp())
+    with pytest.raises(SoupError, match="scoring the ensemble: the label of held-out sample 4 is not a class"):
+        every.evaluate(mlp(), HeldOut(images(), forward))
+    assert passes[0] == 3
 
 
 def test_models_of_different_shapes_of_logits_are_refused() -> None:

@@ -12,21 +12,13 @@ import numpy as np
 import pytest
 import torch
 from score_tables import Table, tables
-from soup_models import images, mlp, plain_mean, pool, same_bits
+from soup_models import Interrupted, decisions, images, mlp, never, plain_mean, pool, same_bits
 
-from pysoup import HeldOut, SoupError, greedier_soup
+from pysoup import HeldOut, Soup, SoupError, greedier_soup
 from pysoup.evaluate import evaluate
 
 TABLES = 60
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers: handing them to threads takes longer than the sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Helpful(Table):
@@ -194,43 +186,25 @@ def test_the_model_holds_the_average_and_its_flags_are_kept() -> None:
 def test_a_run_goes_on_where_it_was_stopped_and_scores_nothing_twice(tmp_path: Path, prefilter: int | None) -> None:
     states = pool(mlp(), 5, spread=0.3)
     plain = greedier_soup(states, mlp(), HeldOut(images(), batch_size=32), prefilter=prefilter)
-    passes: list[tuple[bytes, bytes]] = []
-    left = [0]
+    forward = Interrupted()
 
-    def forward(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        passes.append((model.state_dict()["0.weight"].numpy().tobytes(), batch[0].numpy().tobytes()))
-        return model(batch[0]), batch[1]
+    def make() -> Soup:
+        held = HeldOut(images(), forward, batch_size=32)
+        return greedier_soup(states, mlp(), held, prefilter=prefilter, run=tmp_path / "run")
 
-    starts = 0
-    while True:
-        starts += 1
-        left[0] = 14
-        try:
-            soup = greedier_soup(
-                states, mlp(), HeldOut(images(), forward, batch_size=32), prefilter=prefilter, run=tmp_path / "run"
-            )
-            break
-        except KeyboardInterrupt:
-            continue
+    soup, starts = forward.started_again(make, 14)
     assert starts > 2
     assert soup.ingredients == plain.ingredients
     assert soup.score == plain.score
     assert soup.passes == plain.passes
-    told = lambda s: [(t.index, t.candidate_score, t.bound, t.samples, t.accepted) for t in s.trace]  # noqa: E731
-    assert told(soup) == told(plain)
+    assert decisions(soup) == decisions(plain)
     # Each stop costs at most the pass that was under way: 8 batches, once they are small.
-    once = len(set(passes))
-    assert len(passes) <= once + 8 * (starts - 1)
-    before = len(passes)
-    left[0] = 1000
-    again = greedier_soup(
-        states, mlp(), HeldOut(images(), forward, batch_size=32), prefilter=prefilter, run=tmp_path / "run"
-    )
-    assert len(passes) == before
-    assert again.ingredients == plain.ingredients
+    once = len(set(forward.seen))
+    assert len(forward.seen) <= once + 8 * (starts - 1)
+    before = len(forward.seen)
+    forward.left = 1000
+    assert make().ingredients == plain.ingredients
+    assert len(forward.seen) == before
 
 
 def test_a_model_that_scores_nan_against_what_was_given_is_no_first_ingredient() -> None:
@@ -281,12 +255,9 @@ def test_the_prefilter_takes_the_logits_that_scoring_the_models_gave() -> None:
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_scored(options: dict[str, object], word: str) -> None:
-    def forward(model: object, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
-        raise AssertionError("scored")
-
     model = mlp()
     with pytest.raises(SoupError, match=word):
-        greedier_soup(pool(model, 3, spread=0.3), model, HeldOut(images(), forward), **options)
+        greedier_soup(pool(model, 3, spread=0.3), model, HeldOut(images(), never), **options)
 
 
 def test_copies_and_nan_are_noted() -> None:

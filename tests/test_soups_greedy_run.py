@@ -54,9 +54,10 @@ def arrays(run: Path) -> list[str]:
 
 
 def told(soup: Soup) -> dict[str, object]:
-    """All but the seconds, which no two runs share."""
+    """All but the seconds, which no two runs share, and that the run was gone on with."""
     content = soup.to_json()
     del content["timing"]
+    content["notes"] = [note for note in content["notes"] if not note.startswith("went on with the run in ")]
     content["trace"] = [{k: v for k, v in step.items() if "seconds" not in k} for step in content["trace"]]
     return content
 
@@ -104,6 +105,10 @@ def test_a_run_stopped_again_and_again_goes_on_to_the_same_soup(tmp_path: Path) 
     assert torch.equal(model, weights)
     again, _ = Watched(table, last=0).run(tmp_path / "run")  # nothing is left to score
     assert told(again) == told(expected)
+    scores = (tmp_path / "run" / "journal.jsonl").read_text().count('"members"')
+    assert scores > 6
+    assert again.notes[-1] == f"went on with the run in {tmp_path / 'run'}: {scores} scores were on record there"
+    assert not any("went on" in note for note in expected.notes)
 
 
 def files(folder: Path, count: int) -> list[Path]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
 
 import pytest
 import torch
-from soup_models import images, mlp, pool, same_bits
+from safetensors.torch import save_file
+from soup_models import Interrupted, images, mlp, pool, same_bits
 from torch import Tensor, nn
 
 from pysoup import HeldOut, SoupError, greedy_soup
-from pysoup.soups import random_orders
+from pysoup.soups import identity, random_orders
 
 
 def test_each_order_is_that_of_its_seed_and_the_statistics_are_theirs() -> None:
@@ -70,23 +72,48 @@ def test_single_models_are_not_scored_and_data_is_read_once() -> None:
 
 def test_a_run_directory_has_one_for_each_order(tmp_path: Path) -> None:
     states = pool(mlp(), 4, spread=0.3)
-    left = [0]
-
-    def forward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        return model(batch[0]), batch[1]
-
+    forward = Interrupted(10)
     held = HeldOut(images(), forward, batch_size=60)
-    left[0] = 10
     with pytest.raises(KeyboardInterrupt):
         random_orders(states, mlp(), held, seed=3, early_rejection=False, run=tmp_path / "run")
-    left[0] = 1000
+    forward.left = 1000
     found = random_orders(states, mlp(), held, seed=3, early_rejection=False, run=tmp_path / "run")
-    assert left[0] == 1000 - (3 * 4 * 2 - 10)  # five scores of two batches each were done
+    assert forward.left == 1000 - (3 * 4 * 2 - 10)  # five scores of two batches each were done
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["order-3", "order-4", "order-5"]
     assert found.scores == random_orders(states, mlp(), held, seed=3, early_rejection=False).scores
+
+
+def test_the_checkpoints_are_hashed_once_for_all_orders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "_SETTLED_NS", -(10**18))  # as if they had been written long ago
+    read: list[object] = []
+    for name in ("fingerprint_file", "fingerprint_data"):
+        original = getattr(identity, name)
+        monkeypatch.setattr(identity, name, lambda what, original=original: (read.append(what), original(what))[1])
+    *states, last = pool(mlp(), 4, spread=0.3)
+    for number, state in enumerate(states):
+        save_file(state, tmp_path / f"{number}.safetensors")
+    checkpoints = [*(tmp_path / f"{number}.safetensors" for number in range(3)), last]
+    random_orders(checkpoints, mlp(), images(), orders=3, run=tmp_path / "run")
+    assert len(read) == 4
+    for order in range(3):
+        line = (tmp_path / "run" / f"order-{order}" / "journal.jsonl").read_text().splitlines()[1]
+        assert len(json.loads(line)["hashed"]) == 3  # so a run that goes on need not read them either
+    random_orders(checkpoints, mlp(), images(), orders=3, run=tmp_path / "run")
+    assert len(read) == 5  # the one in memory
+
+
+def test_a_checkpoint_that_is_written_to_between_two_orders_is_refused(tmp_path: Path) -> None:
+    """Orders of different checkpoints would be compared."""
+    for number, state in enumerate(pool(mlp(), 2, spread=0.3)):
+        save_file(state, tmp_path / f"{number}.safetensors")
+
+    def write(done: int, total: int, what: str) -> None:
+        if what.startswith("order 1, ") and done == 2:
+            save_file(pool(mlp(), 1, spread=0.4, seed=9)[0], tmp_path / "1.safetensors")
+
+    checkpoints = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    with pytest.raises(SoupError, match=r"1\.safetensors: file changed since"):
+        random_orders(checkpoints, mlp(), images(), orders=2, run=tmp_path / "run", progress=write)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,21 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from score_tables import Table, tables
-from soup_models import images, mlp, plain_mean, pool, same_bits
+from soup_models import Interrupted, decisions, images, mlp, never, plain_mean, pool, same_bits
 
 from pysoup import HeldOut, SoupError, pruned_soup
 from pysoup.evaluate import evaluate
 
 TABLES = 60
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors of a few numbers: handing them to threads takes longer than the sums."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass
@@ -194,34 +185,17 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     states = pool(mlp(), 5, spread=0.3)
     torch.manual_seed(0)
     plain = pruned_soup(states, mlp(), HeldOut(images(), batch_size=32))
-    calls: list[int] = []
-    left = [0]
-
-    def forward(model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        if not left[0]:
-            raise KeyboardInterrupt
-        left[0] -= 1
-        calls.append(1)
-        return model(batch[0]), batch[1]
-
-    starts = 0
-    while True:
-        starts += 1
-        left[0] = 9
-        try:
-            soup = pruned_soup(states, mlp(), HeldOut(images(), forward, batch_size=32), run=tmp_path / "run")
-            break
-        except KeyboardInterrupt:
-            continue
+    forward = Interrupted()
+    held = HeldOut(images(), forward, batch_size=32)
+    soup, starts = forward.started_again(lambda: pruned_soup(states, mlp(), held, run=tmp_path / "run"), 9)
     assert starts > 2
     assert soup.ingredients == plain.ingredients
     assert soup.score == plain.score
     assert same_bits(soup.state_dict(), plain.state_dict())
-    without_time = lambda s: [(t.index, t.candidate_score, t.bound, t.samples, t.accepted) for t in s.trace]  # noqa: E731
-    assert without_time(soup) == without_time(plain)
+    assert decisions(soup) == decisions(plain)
     assert soup.passes == plain.passes
     with pytest.raises(SoupError, match="another run is recorded"):
-        pruned_soup(states, mlp(), HeldOut(images(), forward, batch_size=32), run=tmp_path / "run", accept=">")
+        pruned_soup(states, mlp(), held, run=tmp_path / "run", accept=">")
 
 
 @pytest.mark.parametrize(
@@ -235,12 +209,9 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_options_are_refused_before_anything_is_scored(options: dict[str, object], word: str) -> None:
-    def forward(model: object, batch: object) -> tuple[torch.Tensor, torch.Tensor]:
-        raise AssertionError("scored")
-
     model = mlp()
     with pytest.raises(SoupError, match=word):
-        pruned_soup(pool(model, 3, spread=0.3), model, HeldOut(images(), forward), **options)
+        pruned_soup(pool(model, 3, spread=0.3), model, HeldOut(images(), never), **options)
 
 
 def test_an_error_names_what_was_scored() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,7 +13,7 @@ from soup_models import images, mlp, pool, same_bits
 from pysoup.checkpoint import Checkpoint
 from pysoup.evaluate import HeldOut, Metric, evaluate
 from pysoup.fingerprint import fingerprint_file
-from pysoup.record import Record, write_record
+from pysoup.record import Record, margins_path, write_margins, write_record
 from pysoup.soups import Soup, greedy_soup
 
 COUNT = 4
@@ -138,9 +139,6 @@ def test_a_record_that_changes_while_a_run_is_stopped_changes_nothing(paths: lis
     heldout = HeldOut(images())
     expected, _ = run(paths, heldout)
 
-    class Stopped(BaseException):
-        pass
-
     def stop(done: int, of: int, name: str) -> None:
         if done == 2:
             raise Stopped
@@ -151,6 +149,78 @@ def test_a_record_that_changes_while_a_run_is_stopped_changes_nothing(paths: lis
         record(path, heldout)
     model = mlp()
     soup = greedy_soup(paths, model, heldout, run=tmp_path / "run")
-    assert soup.notes == []
+    assert soup.notes == [f"went on with the run in {tmp_path / 'run'}: 2 scores were on record there"]
     assert (soup.ingredients, soup.score) == (expected.ingredients, expected.score)
     assert same_bits(dict(model.state_dict()), soup.state_dict())
+
+
+class Stopped(BaseException):
+    """As a kill would."""
+
+
+def margins_too(paths: list[Path], data: HeldOut) -> None:
+    """Margins beside the records, as a sweep leaves them: by hand, in double precision."""
+    for path in paths:
+        model = mlp().eval()
+        model.load_state_dict(load_file(path))
+        rows = []
+        for x, labels in data.batches(None):
+            with torch.no_grad():
+                logits = model(x).double()
+            for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
+                rows.append(row[label] - max(value for c, value in enumerate(row) if c != label))
+        write_margins(path, np.array(rows, dtype=np.float32))
+
+
+def test_recorded_margins_put_the_hardest_samples_first_without_a_pass(paths: list[Path]) -> None:
+    heldout = HeldOut(images())
+    for path in paths:
+        record(path, heldout)
+    without, _ = run(paths, heldout)
+    margins_too(paths, heldout)
+    soup, _ = run(paths, heldout)
+    plain, _ = run(paths, heldout, early_rejection=False)
+    assert soup.ingredients == without.ingredients == plain.ingredients
+    assert [step.accepted for step in soup.trace] == [step.accepted for step in plain.trace]
+    tried = sum(step.samples / step.of for step in soup.trace if step.of)
+    assert soup.passes["used"] == pytest.approx(tried), "a pass was taken to put samples in order"
+    assert any(step.of and step.samples < step.of for step in soup.trace), "nothing was refused early"
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", np.zeros(3, np.float32), np.zeros(120, np.float64)])
+def test_margins_that_do_not_fit_are_passed_over(paths: list[Path], content: bytes | np.ndarray) -> None:
+    heldout = HeldOut(images())
+    for path in paths:
+        record(path, heldout)
+    expected, _ = run(paths, heldout)
+    for path in paths:
+        if isinstance(content, bytes):
+            margins_path(path).write_bytes(content)
+        else:
+            np.save(margins_path(path), content)
+    soup, _ = run(paths, heldout)
+    assert (soup.ingredients, soup.score, soup.passes) == (expected.ingredients, expected.score, expected.passes)
+
+
+@pytest.mark.parametrize("done", range(1, COUNT + 1))
+def test_margins_that_are_gone_while_a_run_is_stopped_change_nothing(
+    paths: list[Path], tmp_path: Path, done: int
+) -> None:
+    heldout = HeldOut(images())
+    for path in paths[:-1]:  # the last is measured
+        record(path, heldout)
+    margins_too(paths[:-1], heldout)
+    expected, count = run(paths, heldout)
+    assert count == COUNT + 1
+
+    def stop(finished: int, of: int, name: str) -> None:
+        if finished == done:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        greedy_soup(paths, mlp(), heldout, run=tmp_path / "run", progress=stop)
+    for path in paths[:-1]:
+        margins_path(path).unlink()
+    soup = greedy_soup(paths, mlp(), heldout, run=tmp_path / "run")
+    assert (soup.ingredients, soup.score) == (expected.ingredients, expected.score)
+    assert [step.samples for step in soup.trace] == [step.samples for step in expected.trace]

@@ -82,19 +82,36 @@ def test_a_file_with_the_name_of_a_loaded_module_is_not_mistaken_for_it(tmp_path
             "some_task.py:Digit",
             "some_task.py: no task 'Digit' in it: expected one of its tasks: Broken, Digits, instance",
         ),
-        ("some_task.py:Broken", "some_task.py: making task 'Broken' failed: ValueError: no data here"),
+        (
+            "some_task.py:Broken",
+            "some_task.py: making task 'Broken' failed: ValueError: no data here (some_task.py:13)",
+        ),
         ("some_task.py:OnlyModel", "some_task.py: task 'OnlyModel' lacks heldout()"),
         ("some_task.py:number", "some_task.py: task 'number' lacks model() and heldout()"),
-        ("bad_import.py:T", "bad_import.py: importing it failed: ModuleNotFoundError: No module named 'not_there'"),
-        ("bad_import:T", "bad_import: importing it failed: ModuleNotFoundError: No module named 'not_there'"),
-        ("bad_syntax.py:T", "bad_syntax.py: importing it failed: SyntaxError"),
+        (
+            "bad_import.py:T",
+            "bad_import.py: importing it failed: ModuleNotFoundError: No module named 'not_there' (bad_import.py:2)",
+        ),
+        (
+            "bad_import:T",
+            "bad_import: importing it failed: ModuleNotFoundError: No module named 'not_there' (bad_import.py:2)",
+        ),
+        ("bad_syntax.py:T", "bad_syntax.py: importing it failed: SyntaxError: invalid syntax (bad_syntax.py, line 1)"),
+        # Where the user's own code went wrong: not in the helper's caller, and not in the library that it called.
+        ("uses_helper.py:T", "uses_helper.py: importing it failed: KeyError: 'x' (helper.py:4)"),
+        ("uses_library.py:T", "uses_library.py: importing it failed: JSONDecodeError: Expecting value: line 1"),
     ],
 )
 def test_what_is_no_task_is_one_line(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad_import.py").write_text("import not_there\n")
+    (tmp_path / "bad_import.py").write_text("\nimport not_there\n")
+    (tmp_path / "uses_helper.py").write_text("import helper\n\nhelper.f()\n")
+    (tmp_path / "helper.py").write_text("DATA = {}\n\ndef f():\n    return DATA['x']\n")
+    (tmp_path / "uses_library.py").write_text("import json\n\n\njson.loads('?')\n")
     (tmp_path / "bad_syntax.py").write_text("def\n")
     with pytest.raises(SoupError) as caught:
         load_task(name)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+    if name.startswith("uses_library"):
+        assert str(caught.value).endswith("(uses_library.py:4)")

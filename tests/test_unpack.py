@@ -370,6 +370,7 @@ def zeros_stream(mebibytes: int) -> bytes:
     return one * mebibytes + deflated(b"")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["deflated", "strided"])
 def test_interrupt_takes_effect_at_once_and_the_tensor_can_be_had_again(
     kind: str, file: Callable[[bytes], File], monkeypatch: pytest.MonkeyPatch

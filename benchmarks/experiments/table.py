@@ -150,7 +150,7 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
 
 
 _BY = {
-    "recorded scores": "the best model's logits (scores from the records)",
+    "recorded scores": "all models' mean margins (scores from the records)",
     "measured scores": "all models' averaged logits (scores measured)",
 }
 

@@ -2,7 +2,9 @@
 // The kernels compiled for avx512. Flags are in CMakeLists.txt; no std:: header may be included here.
 #include <immintrin.h>
 
+#include "../element.h"
 #include "../kernels.h"
+#include "../logit_row.h"
 #include "../scalar.h"
 #include "tables.h"
 
@@ -10,16 +12,16 @@ namespace soup {
 namespace {
 
 // clang-format off: the order matters
-#include "element.h"
 #include "vec_x86.h"
 
 #include "vec_avx512.h"
 #include "kernels_impl.h"
 #include "logits_impl.h"
+#include "dots_impl.h"
 // clang-format on
 
 }  // namespace
 
-const KernelTable kAvx512Kernels = {"avx512", weighted_sum, score_rows<LanesF32, LanesF64>};
+const KernelTable kAvx512Kernels = {"avx512", weighted_sum, score_rows<LanesF32, LanesF64>, dot_tile};
 
 }  // namespace soup

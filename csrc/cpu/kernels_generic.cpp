@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The kernels compiled for generic. Flags are in CMakeLists.txt; no std:: header may be included here.
 
+#include "../element.h"
 #include "../kernels.h"
+#include "../logit_row.h"
 #include "../scalar.h"
 #include "tables.h"
 
@@ -9,10 +11,10 @@ namespace soup {
 namespace {
 
 // clang-format off: the order matters
-#include "element.h"
 #include "vec_generic.h"
 #include "kernels_impl.h"
 #include "logits_impl.h"
+#include "dots_impl.h"
 // clang-format on
 
 void score_any_rows(const LogitArgs& args, size_t first_row, size_t end_row) {
@@ -22,6 +24,6 @@ void score_any_rows(const LogitArgs& args, size_t first_row, size_t end_row) {
 
 }  // namespace
 
-const KernelTable kGenericKernels = {"generic", weighted_sum, score_any_rows};
+const KernelTable kGenericKernels = {"generic", weighted_sum, score_any_rows, dot_tile};
 
 }  // namespace soup

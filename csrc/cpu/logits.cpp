@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "../float_environment.h"
+#include "../scalar.h"
 #include "tables.h"
 
 namespace soup {
@@ -76,6 +77,18 @@ class Work {
   std::atomic<bool> stopped_{false};
 };
 
+// In the order of the contract: kTotals sums side by side, joined as a tree.
+double total_likelihood(const std::int64_t* rank, const double* nll, std::size_t rows) {
+  double sums[kTotals] = {};
+  for (std::size_t n = 0; n < rows; ++n) {
+    if (rank[n] != -2) sums[n % kTotals] += nll[n];
+  }
+  for (std::size_t half = kTotals / 2; half > 0; half /= 2) {
+    for (std::size_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+  }
+  return canonical_f64(sums[0]);
+}
+
 }  // namespace
 
 bool score_logits(const LogitArgs& args, const KernelTable& kernels, int threads, const KeepGoing& keep_going) {
@@ -91,11 +104,7 @@ void total_logits(const LogitArgs& args, const std::vector<std::int64_t>& k, std
       top[i * args.candidates + m] =
           std::count_if(rank, rank + args.rows, [limit = k[i]](std::int64_t r) { return r >= 0 && r < limit; });
     }
-    if (args.nll == nullptr) continue;
-    const double* row = args.nll + m * args.rows;
-    double sum = 0.0;
-    for (std::size_t n = 0; n < args.rows; ++n) sum = rank[n] == -2 ? sum : sum + row[n];
-    nll[m] = sum;
+    nll[m] = args.nll == nullptr ? 0.0 : total_likelihood(rank, args.nll + m * args.rows, args.rows);
   }
 }
 

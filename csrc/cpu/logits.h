@@ -19,7 +19,7 @@ using KeepGoing = std::function<bool()>;
 bool score_logits(const LogitArgs& args, const KernelTable& kernels, int threads, const KeepGoing& keep_going);
 
 // Sums over the rows that are not ignored, for each candidate: how many ranks are below each k ([k, candidates]), how
-// many rows have a NaN, and, where args.nll is there, the likelihoods in the order of the rows in f64.
+// many rows have a NaN, and the likelihoods in the order that kernels.h states, 0 where args.nll is null.
 void total_logits(const LogitArgs& args, const std::vector<std::int64_t>& k, std::int64_t* top, std::int64_t* nan_rows,
                   double* nll);
 

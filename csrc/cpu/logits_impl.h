@@ -3,24 +3,10 @@
 // and included after it.
 #pragma once
 
-#include "exp_log.h"
 #include "logits_scan.h"
 
-// Values summed together, and sums side by side.
-constexpr size_t kStrip = 64;
-constexpr size_t kSums = 16;
 // Candidates that meet one block of the base while it is in the cache.
 constexpr size_t kCandidates = 32;
-
-// What is known of a row after some of its blocks. Values are exact in f64.
-struct RowState {
-  double target;
-  double best, second;
-  double relative;  // sum over all but the best of exp(value - second); 0 where second is -inf
-  int64_t best_at;
-  int64_t ahead;
-  bool nan;
-};
 
 // The first place of `value` among n values; n where there is none.
 template <class L>
@@ -86,23 +72,6 @@ static double weigh(const BlockResult& found, typename L::Scalar* values, size_t
   return sum_exponentials<L, Wide>(values, padded, static_cast<T>(found.second), upcoming) - 1.0;
 }
 
-// The next block together with what came before it.
-static RowState joined(const RowState& row, const RowState& next, bool likelihood) {
-  bool stays = row.best >= next.best;
-  RowState both = next;
-  both.best = stays ? row.best : next.best;
-  both.best_at = stays ? row.best_at : next.best_at;
-  double low = stays ? next.best : row.best;
-  double high = row.second > next.second ? row.second : next.second;
-  both.second = low > high ? low : high;
-  both.relative = 0.0;
-  if (likelihood && !is_infinite(both.second)) {
-    both.relative = row.relative * exp_of(row.second - both.second) +
-                    next.relative * exp_of(next.second - both.second) + exp_of(low - both.second);
-  }
-  return both;
-}
-
 template <class L, class Wide>
 class RowScorer {
   using T = typename L::Scalar;
@@ -130,8 +99,7 @@ class RowScorer {
   void score_row(size_t first, size_t end, size_t n) {
     int64_t label = args_.labels[n];
     if (args_.ignoring && label == args_.ignore_label) {
-      for (size_t m = first; m < end; ++m)
-        write(m * args_.rows + n, -2, -1, not_a_number(), not_a_number(), not_a_number());
+      for (size_t m = first; m < end; ++m) write_ignored(args_, m * args_.rows + n);
       return;
     }
     RowState states[kCandidates];
@@ -146,7 +114,9 @@ class RowScorer {
         score_block(states[m - first], m, n, own, begin, count, next);
       }
     }
-    for (size_t m = first; m < end; ++m) finish(states[m - first], m * args_.rows + n);
+    for (size_t m = first; m < end; ++m) {
+      write_row(args_, states[m - first], m * args_.rows + n, places_, likelihood_);
+    }
   }
 
   const char* place(size_t m, size_t n, size_t c) const {
@@ -192,27 +162,6 @@ class RowScorer {
     const char* row = static_cast<const char*>(args_.base) + n * args_.base_row_stride * item_size(args_.base_dtype);
     T base = element_any<T>(args_.base_dtype, row, own);
     return static_cast<T>(args_.scale) * fused_multiply_add(static_cast<T>(args_.weight), x, base);
-  }
-
-  void finish(const RowState& state, size_t at) const {
-    double nan = not_a_number();
-    if (state.nan) return write(at, -1, -1, nan, nan, nan);
-    if (!places_) return write(at, state.ahead, -1, nan, nan, nan);
-    // + 0.0: no -0, whichever zero a maximum was.
-    double margin = state.target - (state.ahead == 0 ? state.second : state.best) + 0.0;
-    if (margin != margin) margin = nan;
-    if (!likelihood_ || is_infinite(state.best)) return write(at, state.ahead, state.best_at, margin, nan, nan);
-    double rest = state.relative * exp_of(state.second - state.best);
-    double nll = (state.best - state.target) + log1p_of(rest);
-    write(at, state.ahead, state.best_at, margin, 1.0 / (1.0 + rest), nll);
-  }
-
-  void write(size_t at, int64_t rank, int64_t prediction, double margin, double confidence, double nll) const {
-    args_.rank[at] = rank;
-    if (args_.prediction != nullptr) args_.prediction[at] = prediction;
-    if (args_.margin != nullptr) args_.margin[at] = margin;
-    if (args_.confidence != nullptr) args_.confidence[at] = confidence;
-    if (args_.nll != nullptr) args_.nll[at] = nll;
   }
 
   const LogitArgs& args_;

@@ -2,8 +2,6 @@
 // The first pass over a block of logits: values, ranks, the two largest, NaN. Included by logits_impl.h.
 #pragma once
 
-// Classes per pass: the values of a block, and those of the base, stay in the first-level cache between the passes.
-constexpr size_t kLogitBlock = 4096;
 // Bytes fetched ahead while a block is scanned: one stream has to keep as many lines on their way as kernels_impl.h's
 // have together. Measured with 16-bit logits: up to 1.25 times the speed of 512. With more passes over a block to come,
 // what is fetched too early is lost from the first-level cache.
@@ -14,10 +12,6 @@ template <class T>
 constexpr uint8_t type_code() {
   return sizeof(T) == 8 ? kF64 : kF32;
 }
-
-static inline double infinity() { return __builtin_inf(); }
-static inline double not_a_number() { return bit_cast<double>(kNanF64); }
-static inline bool is_infinite(double x) { return x - x != 0.0; }  // of what is no NaN
 
 // Where the values of one block come from: `raw` are n elements; base, where there is one, has them in the lanes' type
 // and zeros up to a whole vector.

@@ -78,6 +78,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm256_mul_pd(a, b); }
   static V div(V a, V b) { return _mm256_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm256_fmadd_pd(w, x, acc); }
+  static V multiply_add(V a, V b, V c, bool /*exact*/) { return fma(a, b, c); }
   static V add(V a, V b) { return _mm256_add_pd(a, b); }
   static bool all_below(V a, V limit) {
     __m256d magnitude = _mm256_andnot_pd(_mm256_set1_pd(-0.0), a);

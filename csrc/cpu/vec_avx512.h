@@ -78,6 +78,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
   static V div(V a, V b) { return _mm512_div_pd(a, b); }
   static V fma(V w, V x, V acc) { return _mm512_fmadd_pd(w, x, acc); }
+  static V multiply_add(V a, V b, V c, bool /*exact*/) { return fma(a, b, c); }
   static V add(V a, V b) { return _mm512_add_pd(a, b); }
   static bool all_below(V a, V limit) { return _mm512_cmp_pd_mask(_mm512_abs_pd(a), limit, _CMP_NLT_UQ) == 0; }
 

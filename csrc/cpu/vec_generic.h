@@ -55,6 +55,9 @@ struct GenericLanes {
     }
     return fma_each(w, x, acc);
   }
+  // a * b + c, rounded once. Where the caller knows the products to be exact, as those of two f32 are in f64, this does
+  // without the software fma.
+  static V multiply_add(V a, V b, V c, bool exact) { return exact ? add(mul(a, b), c) : fma_each(a, b, c); }
   static V add(V a, V b) {
     for (size_t i = 0; i < kWidth; ++i) a.v[i] += b.v[i];
     return a;

@@ -22,6 +22,19 @@ static inline float32x4_t load4(const char* p) {
   return vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(half)), 256.0f);
 }
 
+// Two elements; f8 ones have no vector instruction.
+template <uint8_t kType>
+static inline float32x2_t load2(const char* p) {
+  if constexpr (kType == kF32) return vreinterpret_f32_u8(vld1_u8(reinterpret_cast<const uint8_t*>(p)));
+  if constexpr (kType == kF16 || kType == kBF16) {
+    uint16x4_t raw = vcreate_u16(load_bits<uint32_t>(p));
+    if constexpr (kType == kF16) return vget_low_f32(vcvt_f32_f16(vreinterpret_f16_u16(raw)));
+    return vget_low_f32(vreinterpretq_f32_u32(vshll_n_u16(raw, 16)));
+  }
+  float32x2_t r = vdup_n_f32(element<float, kType>(p, 0));
+  return vset_lane_f32(element<float, kType>(p, 1), r, 1);
+}
+
 struct LanesF32 {
   using Scalar = float;
   using V = float32x4_t;
@@ -87,6 +100,7 @@ struct LanesF64 {
   static V mul(V a, V b) { return vmulq_f64(a, b); }
   static V div(V a, V b) { return vdivq_f64(a, b); }
   static V fma(V w, V x, V acc) { return vfmaq_f64(acc, w, x); }
+  static V multiply_add(V a, V b, V c, bool /*exact*/) { return fma(a, b, c); }
   static V add(V a, V b) { return vaddq_f64(a, b); }
   static bool all_below(V a, V limit) {
     uint64x2_t below = vcltq_f64(vabsq_f64(a), limit);
@@ -96,9 +110,7 @@ struct LanesF64 {
   template <uint8_t kType>
   static V load_as(const char* p) {
     if constexpr (kType == kF64) return vreinterpretq_f64_u8(vld1q_u8(reinterpret_cast<const uint8_t*>(p)));
-    V r;  // two lanes: no narrow vector loads of 2 or 4 bytes, so element by element
-    r = vdupq_n_f64(element<double, kType>(p, 0));
-    return vsetq_lane_f64(element<double, kType>(p, 1), r, 1);
+    return vcvt_f64_f32(load2<kType>(p));
   }
   template <uint8_t kType>
   static void store_as(char* p, V a) {

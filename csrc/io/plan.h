@@ -12,6 +12,10 @@
 
 namespace soup {
 
+// What an address is one of: the memory of whoever carries the plan out, the host or a GPU; or the host's, for a GPU.
+constexpr std::int32_t kInMemory = -1;
+constexpr std::int32_t kOnHost = -3;
+
 // Where a run of elements lives: an address (fd < 0) or an offset in an open file.
 struct Place {
   std::uint64_t at;

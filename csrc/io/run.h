@@ -24,7 +24,7 @@ struct RunOptions {
 using Tick = std::function<bool(std::uint64_t)>;
 
 struct Outcome {
-  bool finished;  // false if tick stopped the run
+  bool finished = true;  // false if tick stopped the run
   // The rows with a NaN or an infinity among their results (e4m3 has no infinity: with a NaN), ascending. Bytes that
   // are only copied are not looked at.
   std::vector<std::size_t> nonfinite;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from inspect import cleandoc
 from typing import Any
 
 import click
@@ -11,6 +12,8 @@ from click.core import ParameterSource
 
 from .._version import __version__
 from .choose import Best
+
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
 class _InOrder(click.Group):
@@ -56,7 +59,14 @@ def _refuse(why: str, names: tuple[str, ...]) -> None:
         raise click.UsageError(f"{why}: {', '.join(given)} cannot go with it.")
 
 
-_checkpoints = click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)
+def _checkpoints(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds the argument, and to the help what it may be."""
+    command.__doc__ = f"{cleandoc(command.__doc__ or '')}\n\n{_CHECKPOINT}"
+    return click.argument("checkpoints", metavar="CHECKPOINT...", nargs=-1, required=True)(command)
+
+
+_CHECKPOINT = """A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of
+one model, or a directory or 'pattern' that stands for several."""
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 _force = click.option("--force", "overwrite", is_flag=True, help="Replace an output that exists.")
 _integers = click.option(
@@ -77,6 +87,21 @@ _metric = click.option(
     "--metric",
     metavar="accuracy|top5|nll|macro_f1|mcc",
     help="The held-out score. [default: the task's, else accuracy]",
+)
+_accept = click.option(
+    "--accept", type=click.Choice([">=", ">"]), default=">=", help="As good is enough (the paper), or better."
+)
+_min_delta = click.option(
+    "--min-delta", metavar="D", type=click.FloatRange(min=0), default=0.0, help="... by at least so much."
+)
+_max_ingredients = click.option(
+    "--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them."
+)
+_memory = click.option(
+    "--memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file."
+)
+_early_rejection = click.option(
+    "--early-rejection/--no-early-rejection", default=True, help="End a score as soon as it is sure not to count."
 )
 
 
@@ -109,6 +134,7 @@ def app() -> None:
 @click.option("--dtype", help="Output type: f64 f32 f16 bf16 f8_e4m3 f8_e5m2. [default: as the inputs]")
 @click.option("--memory", metavar="SIZE", default="64MiB", help="Limit of the buffers, such as 256MiB or 1GB.")
 @click.option("--threads", type=int, help="Worker threads. [default: the usable CPUs]")
+@click.option("--device", metavar="cpu|cuda[:N]", default="cpu", help="Where the sums are made: the same bits.")
 @click.option(
     "--keys",
     type=click.Choice(["same", "intersection", "union"]),
@@ -128,11 +154,7 @@ def app() -> None:
 @click.option("--dry-run", is_flag=True, help="Check everything, plan, and write nothing.")
 @_json
 def average(checkpoints: tuple[str, ...], **options: Any) -> None:
-    """Average checkpoint files into one, streaming: memory stays within --memory whatever the size of the model.
-
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
+    """Average checkpoint files into one, streaming: memory stays within --memory whatever the size of the model."""
     from . import files
 
     files.average(list(checkpoints), **options)
@@ -143,11 +165,7 @@ def average(checkpoints: tuple[str, ...], **options: Any) -> None:
 @_entry
 @_json
 def inspect(checkpoints: tuple[str, ...], entry: str | None, as_json: bool) -> None:
-    """List tensors, types, shapes and sizes; of several checkpoints, say whether they can be averaged.
-
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
+    """List tensors, types, shapes and sizes; of several checkpoints, say whether they can be averaged."""
     from . import files
 
     files.inspect(list(checkpoints), entry=entry, as_json=as_json)
@@ -163,166 +181,108 @@ def doctor(as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@app.command()
-@_checkpoints
-@_task
-@_run_dir
-@_metric
-@_entry
-@_best
-@_integers
-@_force
+def _recipe(*options: _Decorator) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that makes something of checkpoints for a task: all of them take the same, around ``options``."""
+
+    def decorate(command: Callable[..., None]) -> click.Command:
+        taken: list[_Decorator] = [_checkpoints, _task, _run_dir, _metric, *options, _entry, _best, _integers, _force]
+        for option in reversed(taken):
+            command = option(command)
+        return app.command()(command)
+
+    return decorate
+
+
+@_recipe()
 def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
-    """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data.
+    """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data."""
+    from . import recipes
 
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
-    from . import models
-
-    models.uniform(task, list(checkpoints), output, **options)
+    recipes.uniform(task, list(checkpoints), output, **options)
 
 
-@app.command()
-@_checkpoints
-@_task
-@_run_dir
-@_metric
-@click.option(
-    "--accept",
-    type=click.Choice([">=", ">"]),
-    default=">=",
-    help="Keep a checkpoint if it makes the soup's score >= (the paper) or > the one before.",
+@_recipe(
+    _accept,
+    _min_delta,
+    click.option(
+        "--order",
+        type=click.Choice(["score", "given", "random"]),
+        default="score",
+        help="Try them from the best down, as given, or shuffled by --seed.",
+    ),
+    click.option("--seed", type=int, default=0, help="Of --order random."),
+    _max_ingredients,
+    click.option(
+        "--passes",
+        metavar="N",
+        type=click.IntRange(min=1),
+        default=1,
+        help="Try refused ones again, up to N times in all.",
+    ),
+    click.option("--replacement", is_flag=True, help="In further passes try all: one may count several times."),
+    _early_rejection,
 )
-@click.option("--min-delta", metavar="D", type=click.FloatRange(min=0), default=0.0, help="... by at least so much.")
-@click.option(
-    "--order",
-    type=click.Choice(["score", "given", "random"]),
-    default="score",
-    help="Try them from the best down, as given, or shuffled by --seed.",
-)
-@click.option("--seed", type=int, default=0, help="Of --order random.")
-@click.option("--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them.")
-@click.option(
-    "--passes", metavar="N", type=click.IntRange(min=1), default=1, help="Try refused ones again, up to N times in all."
-)
-@click.option("--replacement", is_flag=True, help="In further passes try all: one may count several times.")
-@click.option(
-    "--early-rejection/--no-early-rejection",
-    default=True,
-    help="End a score as soon as its checkpoint is sure to be refused.",
-)
-@_entry
-@_best
-@_integers
-@_force
 def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
-    """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score.
+    """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score."""
+    if options["order"] != "random":
+        _refuse(f"--order {options['order']} draws nothing", ("seed",))
+    from . import recipes
 
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
-    from . import models
-
-    models.greedy(task, list(checkpoints), output, **options)
+    recipes.greedy(task, list(checkpoints), output, **options)
 
 
-_accept = click.option("--accept", type=click.Choice([">=", ">"]), default=">=", help="As good is enough, or better.")
-_min_delta = click.option(
-    "--min-delta", metavar="D", type=click.FloatRange(min=0), default=0.0, help="... by at least so much."
+@_recipe(
+    _accept,
+    _min_delta,
+    click.option(
+        "--passes", metavar="N", type=click.IntRange(min=1), help="Tries for each. [default: until nothing is dropped]"
+    ),
+    _early_rejection,
 )
-_max_ingredients = click.option(
-    "--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them."
-)
-_memory = click.option(
-    "--memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file."
-)
-_early_rejection = click.option(
-    "--early-rejection/--no-early-rejection", default=True, help="End a score as soon as it is sure not to count."
-)
-
-
-@app.command()
-@_checkpoints
-@_task
-@_run_dir
-@_metric
-@_accept
-@_min_delta
-@click.option(
-    "--passes", metavar="N", type=click.IntRange(min=1), help="Tries for each. [default: until nothing is dropped]"
-)
-@_early_rejection
-@_entry
-@_best
-@_integers
-@_force
 def pruned(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
-    """Pruned soup: average all checkpoints, then drop, from the worst up, each without which the soup is no worse.
-
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
+    """Pruned soup: average all checkpoints, then drop, from the worst up, each without which the soup is no worse."""
     from . import recipes
 
     recipes.pruned(task, list(checkpoints), output, **options)
 
 
-@app.command()
-@_checkpoints
-@_task
-@_run_dir
-@_metric
-@_accept
-@_min_delta
-@_max_ingredients
-@click.option(
-    "--prefilter", metavar="M", type=click.IntRange(min=1), help="Try only the M that do best in an ensemble with it."
+@_recipe(
+    _accept,
+    _min_delta,
+    _max_ingredients,
+    click.option(
+        "--prefilter",
+        metavar="M",
+        type=click.IntRange(min=1),
+        help="Try only the M that do best in an ensemble with it.",
+    ),
+    _memory,
+    _early_rejection,
 )
-@_memory
-@_early_rejection
-@_entry
-@_best
-@_integers
-@_force
 def greedier(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
-    """Greedier soup: at each step try all checkpoints and add the one with which the soup scores best.
-
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
+    """Greedier soup: at each step try all checkpoints and add the one with which the soup scores best."""
     from . import recipes
 
     recipes.greedier(task, list(checkpoints), output, **options)
 
 
-@app.command()
-@_checkpoints
-@_task
-@_run_dir
-@_metric
-@click.option("--all", "every", is_flag=True, help="Average all of them, select nothing.")
-@click.option(
-    "--select",
-    type=click.Choice(["sorted", "best"]),
-    default="sorted",
-    help="Try them from the best down, or add the best one each time.",
+@_recipe(
+    click.option("--all", "every", is_flag=True, help="Average all of them, select nothing."),
+    click.option(
+        "--select",
+        type=click.Choice(["sorted", "best"]),
+        default="sorted",
+        help="Try them from the best down, or add the best one each time.",
+    ),
+    click.option("--replacement", is_flag=True, help="One may be added several times; needs --max-ingredients."),
+    _accept,
+    _min_delta,
+    _max_ingredients,
+    _memory,
 )
-@click.option("--replacement", is_flag=True, help="One may be added several times; needs --max-ingredients.")
-@_accept
-@_min_delta
-@_max_ingredients
-@_memory
-@_entry
-@_best
-@_integers
-@_force
 def ensemble(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
-    """Greedy ensemble, or that of all: average the logits, not the weights. Slower to use; what soups are compared to.
-
-    A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of one model, or
-    a directory or 'pattern' that stands for several.
-    """
+    """Greedy ensemble, or that of all: average the logits, not the weights. Slower to use: what soups are compared
+    to."""
     if options["every"]:
         _refuse("--all selects nothing", ("select", "replacement", "accept", "min_delta", "max_ingredients", "memory"))
     from . import recipes

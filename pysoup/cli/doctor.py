@@ -73,13 +73,20 @@ def _text(facts: dict[str, Any]) -> str:
 
 def _native_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     forced = f", forced by PYSOUP_ISA={facts['PYSOUP_ISA']}" if facts["PYSOUP_ISA"] else ""
-    cuda = f"built in, {facts['cuda_devices']} devices" if facts["cuda"] else "not built in"
     speeds = (f"{name} {format_size(int(speed))}/s" for name, speed in facts["bandwidth_bytes_per_second"].items())
     limited = facts["cpus_usable"] is not None and facts["threads"] < facts["cpus_usable"]
     return [
         ("compiler", f"{facts['compiler']}, {facts['build_type']}"),
         ("isa", f"{facts['isa']} (of {', '.join(facts['isas'])}{forced})"),
-        ("cuda", cuda),
+        ("cuda", _cuda(facts)),
         ("threads", f"{facts['threads']}{', by the cgroup quota' if limited else ''}"),
         ("memory", ", ".join(speeds)),
     ]
+
+
+def _cuda(facts: dict[str, Any]) -> str:
+    """What was built, for which architectures, and the devices there are, or why there is none."""
+    if not facts["cuda"]:
+        return "not built in"
+    built = f"{facts['cuda_runtime']} for {', '.join(facts['cuda_architectures'])}"
+    return f"{built}; {', '.join(facts['cuda_names']) or 'no device: ' + facts['cuda_reason']}"

@@ -25,6 +25,7 @@ def average(
     dtype: str | None,
     memory: str,
     threads: int | None,
+    device: str,
     keys: str,
     entry: str | None,
     best: Best | None,
@@ -50,6 +51,7 @@ def average(
             dtype=dtype,
             memory=limit,
             threads=threads,
+            device=device,
             keys=keys,
             integers=integers,
             entry=entry,
@@ -65,7 +67,8 @@ def average(
 
 def _summary(report: AverageReport) -> str:
     size = f"{plural(report.tensors, 'tensor')}, {plural(report.parameters, 'parameter')}"
-    means = f"{report.isa}, {plural(report.threads, 'thread')}, {format_size(report.memory_bytes)} of buffers"
+    where = report.isa if report.device == "cpu" else report.device
+    means = f"{where}, {plural(report.threads, 'thread')}, {format_size(report.memory_bytes)} of buffers"
     sources, target = plural(len(report.inputs), "checkpoint"), printable(report.output)
     read, written = format_size(report.bytes_read), format_size(report.bytes_written)
     if report.dry_run:

@@ -1,65 +1,17 @@
-"""``pysoup uniform``, ``greedy`` and ``demo``: the commands that run models, and so need torch."""
+"""What commands that run models have in common: how they print soups, and that they need torch; and ``pysoup demo``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import BackendError, OutputError
-from ..progress import step_bar
-from .choose import Best, choose
 from .text import as_notes, printable, table
 
 if TYPE_CHECKING:
-    from ..checkpoint import Checkpoint
     from ..soups import Ensemble, GreedyStep, Soup
-
-
-def uniform(
-    task: str,
-    checkpoints: list[str],
-    output: str,
-    *,
-    metric: str | None,
-    entry: str | None,
-    best: Best | None,
-    integers: str,
-    overwrite: bool,
-) -> None:
-    """Make the uniform soup, and print its score and the files written."""
-    require_torch()
-    from ..soups.command import run_uniform
-
-    sources, notes = sources_of(checkpoints, entry, best)
-    with step_bar("uniform soup") as progress:
-        soup = run_uniform(
-            task, sources, output, metric=metric, integers=integers, overwrite=overwrite, progress=progress
-        )
-    show(soup, output, notes)
-
-
-def greedy(
-    task: str,
-    checkpoints: list[str],
-    output: str,
-    *,
-    metric: str | None,
-    entry: str | None,
-    best: Best | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Make the greedy soup by the recipe's ``options``, and print each step, the score and the files written."""
-    require_torch()
-    from ..soups.command import run_greedy
-
-    sources, notes = sources_of(checkpoints, entry, best)
-    with step_bar("greedy soup") as progress:
-        soup = run_greedy(task, sources, output, metric=metric, overwrite=overwrite, progress=progress, **options)
-    print(steps(soup))
-    show(soup, output, notes)
 
 
 def steps(
@@ -67,14 +19,21 @@ def steps(
     columns: tuple[str, str] = ("soup with it", "soup before"),
     verdicts: tuple[str, str] = ("kept", "refused"),
 ) -> str:
-    """The trace as a table."""
+    """The trace as a table; with a column for the rounds, of a recipe that has some."""
     header = ["step", "checkpoint", "alone", *columns, "seen", "", "note"]
     rows = [_row(step, made, verdicts) for step in made.trace]
-    return table(header, rows, right=("step", "alone", *columns, "seen"))
+    if any(step.round for step in made.trace):
+        header.insert(1, "round")
+        for row, step in zip(rows, made.trace, strict=True):
+            row.insert(1, "-" if step.round is None else str(step.round))
+    return table(header, rows, right=("step", "round", "alone", *columns, "seen"))
 
 
 def _row(step: GreedyStep, soup: Soup | Ensemble, verdicts: tuple[str, str]) -> list[str]:
     """One step of the trace; of a soup that was refused early, the score that was still possible."""
+    verdict = verdicts[not step.accepted]
+    if step.round and not step.accepted and any(s.accepted and s.round == step.round for s in soup.trace):
+        verdict = "not best"  # of its round: it may well have made the soup better
     with_it = _score(step.candidate_score)
     if step.bound is not None:
         with_it = f"{'<=' if soup.direction == 'max' else '>='} {_score(step.bound)}"
@@ -85,7 +44,7 @@ def _row(step: GreedyStep, soup: Soup | Ensemble, verdicts: tuple[str, str]) -> 
         with_it,
         _score(step.best_score_before),
         f"{step.samples / step.of:.0%}" if step.of else "-",
-        verdicts[not step.accepted],
+        verdict,
         step.note,
     ]
 
@@ -98,16 +57,6 @@ def demo(output: str, *, seed: int, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise OutputError("the directory is not empty; another one or --force", file=folder)
     kitchen.run(folder, seed=seed)
-
-
-def sources_of(
-    checkpoints: list[str], entry: str | None, best: Best | None
-) -> tuple[list[str | Checkpoint], list[str]]:
-    """What the recipes take, and notes on what was found."""
-    from ..checkpoint.find import open_found
-
-    paths, notes = choose(checkpoints, best)
-    return [str(path) for path in paths] if entry is None else [*open_found(paths, entry)], notes
 
 
 def show(made: Soup | Ensemble, output: str, notes: Sequence[str]) -> None:

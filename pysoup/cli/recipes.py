@@ -1,73 +1,42 @@
-"""``pysoup pruned``, ``greedier`` and ``ensemble``: the recipes beside the paper's own two soups."""
+"""``pysoup uniform``, ``greedy``, ``pruned``, ``greedier`` and ``ensemble``: recipes, which run models."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import step_bar
-from .choose import Best
-from .models import require_torch, show, sources_of, steps
+from .choose import Best, choose
+from .models import require_torch, show, steps
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from ..evaluate import HeldOut, Metric
-    from ..soups import Ensemble, Soup
+    from ..checkpoint import Checkpoint
 
 
-def pruned(
-    task: str,
-    checkpoints: list[str],
-    output: str,
-    *,
-    metric: str | None,
-    entry: str | None,
-    best: Best | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Make the pruned soup by the recipe's ``options``, and print each step, the score and the files written."""
-    require_torch()
-    from ..soups import pruned_soup
-    from ..soups.command import run_recipe
-
-    sources, notes = sources_of(checkpoints, entry, best)
-    with step_bar("pruned soup") as progress:
-
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
-            return pruned_soup(sources, model, heldout, metric, run=run, progress=progress, **options)
-
-        soup = run_recipe(task, sources, output, metric, overwrite, recipe)
-    print(steps(soup, ("soup without it", "soup before"), ("dropped", "stays")))
-    show(soup, output, notes)
+def uniform(task: str, checkpoints: list[str], output: str, **options: Any) -> None:
+    """Make the uniform soup, and print its score and the files written."""
+    made, notes = _made("uniform_soup", "uniform soup", task, checkpoints, output, records=False, **options)
+    show(made, output, notes)
 
 
-def greedier(
-    task: str,
-    checkpoints: list[str],
-    output: str,
-    *,
-    metric: str | None,
-    entry: str | None,
-    best: Best | None,
-    overwrite: bool,
-    **options: Any,
-) -> None:
-    """Make the greedier soup by the recipe's ``options``, and print each step, the score and the files written."""
-    require_torch()
-    from ..soups import greedier_soup
-    from ..soups.command import run_recipe
+def greedy(task: str, checkpoints: list[str], output: str, **options: Any) -> None:
+    """Make the greedy soup by the recipe's ``options``, and print each step, the score and the files written."""
+    made, notes = _made("greedy_soup", "greedy soup", task, checkpoints, output, **options)
+    print(steps(made))
+    show(made, output, notes)
 
-    sources, notes = sources_of(checkpoints, entry, best)
-    with step_bar("greedier soup") as progress:
 
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
-            return greedier_soup(sources, model, heldout, metric, run=run, progress=progress, **options)
+def pruned(task: str, checkpoints: list[str], output: str, **options: Any) -> None:
+    """The same of the pruned soup."""
+    made, notes = _made("pruned_soup", "pruned soup", task, checkpoints, output, **options)
+    print(steps(made, ("soup without it", "soup before"), ("dropped", "stays")))
+    show(made, output, notes)
 
-        soup = run_recipe(task, sources, output, metric, overwrite, recipe)
-    print(steps(soup))
-    show(soup, output, notes)
+
+def greedier(task: str, checkpoints: list[str], output: str, **options: Any) -> None:
+    """The same of the greedier soup."""
+    made, notes = _made("greedier_soup", "greedier soup", task, checkpoints, output, **options)
+    print(steps(made))
+    show(made, output, notes)
 
 
 def ensemble(
@@ -84,21 +53,48 @@ def ensemble(
     **options: Any,
 ) -> None:
     """Make the ensemble of ``every`` checkpoint, or the greedy one by the recipe's ``options``; print what it is."""
-    require_torch()
-    from ..soups import greedy_ensemble, logit_ensemble
-    from ..soups.command import run_recipe
-
-    sources, notes = sources_of(checkpoints, entry, best)
-    with step_bar("ensemble") as progress:
-
-        def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Ensemble:
-            if every:
-                return logit_ensemble(sources, model, heldout, metric, integers=integers, progress=progress)
-            return greedy_ensemble(
-                sources, model, heldout, metric, run=run, integers=integers, progress=progress, **options
-            )
-
-        made = run_recipe(task, sources, output, metric, overwrite, recipe, selects=not every)
+    made, notes = _made(
+        "logit_ensemble" if every else "greedy_ensemble",
+        "ensemble",
+        task,
+        checkpoints,
+        output,
+        metric=metric,
+        entry=entry,
+        best=best,
+        overwrite=overwrite,
+        integers=integers,
+        **({} if every else options),
+    )
     if made.trace:
         print(steps(made, ("ensemble with it", "ensemble before")))
     show(made, output, notes)
+
+
+def _made(
+    recipe: str,
+    title: str,
+    task: str,
+    checkpoints: list[str],
+    output: str,
+    *,
+    entry: str | None,
+    best: Best | None,
+    **options: Any,
+) -> tuple[Any, list[str]]:
+    """What the ``recipe`` of :mod:`pysoup.soups` makes, under a bar with a ``title``, and notes on what was found."""
+    require_torch()
+    from .. import soups
+    from ..soups.command import run_recipe
+
+    sources, notes = _sources(checkpoints, entry, best)
+    with step_bar(title) as progress:
+        return run_recipe(getattr(soups, recipe), task, sources, output, progress=progress, **options), notes
+
+
+def _sources(checkpoints: list[str], entry: str | None, best: Best | None) -> tuple[list[str | Checkpoint], list[str]]:
+    """What the recipes take, and notes on what was found."""
+    from ..checkpoint.find import open_found
+
+    paths, notes = choose(checkpoints, best)
+    return [str(path) for path in paths] if entry is None else [*open_found(paths, entry)], notes

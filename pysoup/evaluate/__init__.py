@@ -5,6 +5,7 @@ from __future__ import annotations
 from .batchnorm import recalibrate_batchnorm
 from .forward import Forward, default_forward
 from .heldout import HeldOut, as_heldout
+from .margin import Margins, SampleRows, margins
 from .mcnemar import McNemar, correct, mcnemar
 from .metrics import Accumulator, Direction, Metric, MetricLike, as_metric, macro_f1, mcc, nll, top_k
 from .scoring import Evaluation, evaluate, evaluating, run_evaluation
@@ -16,9 +17,11 @@ __all__ = [
     "Evaluation",
     "Forward",
     "HeldOut",
+    "Margins",
     "McNemar",
     "Metric",
     "MetricLike",
+    "SampleRows",
     "Split",
     "as_heldout",
     "as_metric",
@@ -29,6 +32,7 @@ __all__ = [
     "heldout_split",
     "load_split",
     "macro_f1",
+    "margins",
     "mcc",
     "mcnemar",
     "nll",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..arrays import from_array
 from ..errors import SoupError
 
 Path = tuple[Any, ...]
@@ -30,31 +32,87 @@ class Columns:
             yield dict(zip(self._data, rows, strict=True)) if isinstance(self._data, Mapping) else tuple(rows)
 
 
-def iterate(data: Any, batch_size: int) -> Iterable[Any]:
-    """The batches of a ``DataLoader``, a ``Dataset``, :class:`Columns` or an iterable of batches; nothing is read."""
+def iterate(data: Any, batch_size: int, *, samples: bool = False) -> Iterable[Any]:
+    """The batches of a ``DataLoader``, a ``Dataset``, :class:`Columns` or an iterable of batches; nothing is read.
+
+    With ``samples`` a list of single samples is cut into batches like a ``Dataset``.
+    """
     if isinstance(data, Dataset) and not isinstance(data, DataLoader):
         return DataLoader(data, batch_size=batch_size)
-    tensors = whole_tensors(data)
-    if tensors:
+    columns = whole_columns(data)
+    if columns:
+        names = data if isinstance(data, Mapping) else range(len(columns))
+        tensors = as_tensors(columns, names, "the held-out data")
         return Columns(data, tensors, batch_size)
+    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+        return _of_hugging_face(data, batch_size)
+    if samples and isinstance(data, (list, tuple)) and data and _is_sample(data[0]):
+        _check_sample(data[0])
+        return DataLoader(cast("Dataset[Any]", data), batch_size=batch_size)
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise SoupError(
             "not held-out data",
             found=type(data).__name__,
-            expected="a DataLoader, a Dataset, a tuple or dictionary of tensors, or an iterable of batches",
+            expected="a DataLoader, a Dataset, a tuple or dictionary of tensors or arrays, or an iterable of batches",
         )
     return data
 
 
-def whole_tensors(data: Any) -> list[Tensor]:
-    """The tensors of a tuple or dictionary that holds nothing else: a whole data set, not a batch of a sequence."""
+def whole_columns(data: Any) -> list[Any]:
+    """The tensors and arrays of a tuple or dictionary that holds nothing else: a whole data set, not a batch of a
+    sequence."""
     values = list(data.values()) if isinstance(data, Mapping) else data if type(data) is tuple else []
-    if not values or not all(isinstance(value, Tensor) for value in values):
+    if not values or not all(isinstance(value, Tensor) or is_array(value) for value in values):
         return []
-    if any(value.dim() == 0 for value in values) or len({len(value) for value in values}) > 1:
+    if any(value.ndim == 0 for value in values) or len({len(value) for value in values}) > 1:
         shapes = ", ".join(str(list(value.shape)) for value in values)
         raise SoupError("held-out tensors need the same first dimension", found=shapes)
     return list(values)
+
+
+def is_array(value: object) -> bool:
+    """Whether it is a numpy array: numpy, where it is not loaded, has made none."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray)
+
+
+def as_tensors(columns: Iterable[Any], names: Iterable[Any], where: str) -> list[Tensor]:
+    """Columns of whole data as tensors, over the memory of arrays; ``where`` is what errors call the data."""
+    pairs = zip(columns, names, strict=True)
+    return [column if isinstance(column, Tensor) else from_array(column, str(name), where) for column, name in pairs]
+
+
+def _of_hugging_face(data: Any, batch_size: int) -> Iterable[Any]:
+    """A ``datasets.Dataset``: its samples, once they are tensors."""
+    form = getattr(data, "format", None)
+    if isinstance(form, Mapping) and form.get("type") == "torch" and hasattr(data, "__getitem__"):
+        return DataLoader(data, batch_size=batch_size)
+    raise SoupError(
+        "a Hugging Face data set gives lists, not tensors",
+        found=type(data).__name__,
+        expected="data.with_format('torch'), its columns named as the model's arguments and 'labels'; or a DataLoader",
+    )
+
+
+def _is_sample(item: Any) -> bool:
+    """Whether it has one label, as no batch has."""
+    if isinstance(item, Mapping):
+        label = item.get("labels")
+    else:
+        label = item[-1] if isinstance(item, (tuple, list)) and len(item) >= 2 else None
+    return isinstance(label, int) or getattr(label, "ndim", None) == 0
+
+
+def _check_sample(sample: Any) -> None:
+    """Lists in samples are for the user to put together: the default takes them for several inputs."""
+    parts = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+    for name, part in parts:
+        if isinstance(part, (list, tuple, Mapping)):
+            raise SoupError(
+                "samples cannot be put into batches",
+                found=f"a {type(part).__name__} as part {name!r} of a sample",
+                expected="tensors, arrays and numbers; or a DataLoader with a collate_fn",
+            )
 
 
 def rebuilt(batch: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:

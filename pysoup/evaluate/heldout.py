@@ -19,9 +19,10 @@ from .store import Store, store
 class HeldOut:
     """Labelled data that models are scored on, in one fixed order.
 
-    ``data`` is a ``DataLoader``; a ``Dataset`` (read in batches of ``batch_size`` with the default collation); a tuple
-    or a dictionary of tensors with the same first dimension (cut in batches of ``batch_size``, no copy); any iterable
-    of batches; or another ``HeldOut``, whose ``forward`` and ``autocast`` hold where none are given. A batch is a tuple
+    ``data`` is a ``DataLoader``; a ``Dataset`` (read in batches of ``batch_size`` with the default collation), also of
+    Hugging Face ``with_format("torch")``; a tuple or a dictionary of tensors or numpy arrays with the same first
+    dimension (cut in batches of ``batch_size``, no copy); any iterable of batches; a list of samples ``(input,
+    label)``; or another ``HeldOut``, whose ``forward`` and ``autocast`` hold where none are given. A batch is a tuple
     (the last element is the label, the others are the model's arguments) or a dictionary (``"labels"`` is the label,
     the others are keyword arguments); any other kind needs ``forward``.
 
@@ -58,7 +59,9 @@ class HeldOut:
         self.autocast: torch.dtype | None = _autocast_dtype(autocast)
         self._device = None if device is None else torch.device(device)
         self._memory = None if memory is None else parse_size(memory)
-        self._data: Iterable[Any] | None = iterate(data, batch_size)
+        # Of a forward of their own, only the user knows what a batch is.
+        samples = self.forward is default_forward
+        self._data: Iterable[Any] | None = iterate(data, batch_size, samples=samples)
         self._store: Store | None = None
         self._samples: Samples | None = None
         self._fingerprint: str | None = None

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Subset
+
 from ..checkpoint import output_error
 from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import SoupError
 from ..fingerprint import fingerprint_data
-from .batches import whole_tensors
+from .batches import whole_columns
 
 _FORMAT = "pysoup held-out split 1"
 
@@ -42,8 +44,9 @@ def heldout_split(data: Any, per_class: int = 26, seed: int = 0) -> Split:
     """Put ``per_class`` samples of each class aside (paper, section 3.1: 26 of each of ImageNet's classes, 2%).
 
     ``data`` is labels (a list, array or 1-D tensor of class numbers or names), whole tensors as :class:`HeldOut` takes
-    them, or a data set. The labels of a data set are its ``targets`` if it has such; else every sample is read, and its
-    label is the last element of a tuple or the entry ``"labels"`` or ``"label"`` of a dictionary.
+    them, or a data set. The labels of a data set are its ``targets`` if it has such, of a ``Subset`` those of the data
+    set that it is of; else every sample is read, and its label is the last element of a tuple or the entry ``"labels"``
+    or ``"label"`` of a dictionary.
 
     The same labels and seed give the same split on every machine and with every version of Python. Raises
     :class:`SoupError` where a class has no more than ``per_class`` samples: none would be left to train on.
@@ -133,7 +136,8 @@ def _parsed(content: Any) -> Split:
 
 def _labels(data: Any) -> list[Any]:
     """One hashable label for each sample."""
-    found = _label_of(data) if whole_tensors(data) else getattr(data, "targets", data)
+    found = _column(data)
+    found = data if found is None else found
     if getattr(found, "ndim", 1) != 1:
         raise SoupError("labels must have one dimension", found=f"{found.ndim} dimensions")
     if hasattr(found, "tolist"):
@@ -146,6 +150,17 @@ def _labels(data: Any) -> list[Any]:
     if not labels:
         raise SoupError("there are no samples to split")
     return labels
+
+
+def _column(data: Any) -> Any:
+    """All labels of ``data`` at once, so that no sample need be read; ``None`` where only its samples have them."""
+    if whole_columns(data):
+        return _label_of(data)
+    if isinstance(data, Subset) and type(data).__getitem__ is Subset.__getitem__:
+        base = _column(data.dataset)
+        base = base.tolist() if hasattr(base, "tolist") else base
+        return None if base is None else [base[index] for index in data.indices]
+    return getattr(data, "targets", None)
 
 
 def _label(sample: Any) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import SoupError
+from ..evaluate.batches import as_tensors, is_array
 
 _LABELS = "labels"
 
@@ -105,10 +106,13 @@ def _mixed(name: str, value: Any, partner: Tensor, share: float) -> Tensor:
 
 
 def _columns(data: Any) -> list[Tensor]:
-    """The tensors of a tuple or dictionary that holds nothing else: a whole data set, not a batch of a sequence."""
+    """The tensors of a tuple or dictionary that holds nothing else: a whole data set, not a batch of a sequence.
+    Arrays count as tensors."""
     values: Sequence[Any] = list(data.values()) if isinstance(data, Mapping) else data if type(data) is tuple else []
-    if not values or not all(isinstance(value, Tensor) for value in values):
+    if not values or not all(isinstance(value, Tensor) or is_array(value) for value in values):
         return []
+    names = data if isinstance(data, Mapping) else range(len(values))
+    values = as_tensors(values, names, "the training data")
     if isinstance(data, Mapping) and _LABELS not in data:
         raise SoupError("training tensors need their labels", found=f"keys {sorted(data)}", expected="'labels'")
     if any(value.dim() == 0 for value in values) or len({len(value) for value in values}) > 1 or not len(values[0]):

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sysconfig
 import traceback
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..errors import SoupError
+from ..origin import described
 from .hyperparameters import Hyperparameters
-
-# Where code lies that is not the user's.
-_OTHERS = tuple(
-    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    | {str(Path(__file__).parents[1]) + os.sep, "<"}
-)
 
 
 def one_line(error: BaseException) -> str:
     """What went wrong, as a line for a record; of an error that nobody raised on purpose, also where in the task."""
     if isinstance(error, SoupError):
         return str(error)
-    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OTHERS)]
-    place = f" ({os.path.basename(theirs[-1].filename)}:{theirs[-1].lineno})" if theirs else ""
-    return str(SoupError(f"{type(error).__name__}: {error}".rstrip(": ") + place))
+    return str(SoupError(described(error)))
 
 
 def trace_of(error: BaseException) -> str | None:

@@ -107,8 +107,18 @@ class Ranges:
             if isinstance(value, tuple):
                 if value[0] > value[1]:
                     raise SoupError(f"range {name} is empty", found=value, expected="(low, high)")
+                # Rates and decays above 1 are of no use; numbers like these are rates themselves.
+                if name.startswith("log10_") and value[0] >= 0 and value[1] > 0:
+                    raise SoupError(f"{name} is a range of exponents of 10", found=value, expected=_exponents(*value))
             elif not 0.0 <= value <= 1.0:
                 raise SoupError(f"{name} is a probability", found=value, expected="0 to 1")
+
+
+def _exponents(low: float, high: float) -> str:
+    """What was meant by a range that is none of exponents, if that can be guessed."""
+    if not 0 < low <= high < 1:
+        return "such as (-5, -3), for 1e-05 to 0.001"
+    return f"({math.log10(low):.4g}, {math.log10(high):.4g}), if {low:g} to {high:g} is meant"
 
 
 PAPER = Ranges()

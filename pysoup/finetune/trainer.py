@@ -17,10 +17,10 @@ from .._version import __version__
 from ..checkpoint import save_state_dict
 from ..checkpoint.output.publish import remove_stale
 from ..errors import OutputError, SoupError
-from ..evaluate import Forward, HeldOut, Metric, evaluate
+from ..evaluate import Forward, HeldOut, Margins, Metric, run_evaluation
 from ..fingerprint import fingerprint_file
 from ..progress import StepProgress
-from ..record import Record, record_path, write_record
+from ..record import Record, margins_path, record_path, write_margins, write_record
 from .averages import WeightAverage
 from .hyperparameters import Hyperparameters
 from .layout import Snapshot
@@ -66,11 +66,11 @@ class Trainer:
         from ..checkpoint import open_checkpoint
 
         self.model.load_state_dict(open_checkpoint(snapshot.path).state_dict())
-        score, metric, direction = self._score()
+        score, margins = self._score()
         record = Record(
             score=score,
-            metric=metric,
-            direction=direction,
+            metric=self.metric.name,
+            direction=self.metric.direction,
             heldout=heldout_fingerprint(self.heldout),
             weights=known.weights,
             hyperparameters=known.hyperparameters,
@@ -78,7 +78,7 @@ class Trainer:
             seconds=known.seconds,
             details=known.details,
         )
-        write_record(snapshot.path, record)
+        _write(snapshot.path, record, margins)
         return record
 
     def _train(
@@ -130,7 +130,7 @@ class Trainer:
             training = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
             self.model.load_state_dict(average)
         try:
-            score, metric, direction = self._score()
+            score, margins = self._score()
             metadata = {"format": "pt", "pysoup.hyperparameters": json.dumps(hp.to_json())}
             save_state_dict(self.model.state_dict(), snapshot.path, metadata=metadata, overwrite=True)
         finally:
@@ -138,8 +138,8 @@ class Trainer:
                 self.model.load_state_dict(training)
         record = Record(
             score=score,
-            metric=metric,
-            direction=direction,
+            metric=self.metric.name,
+            direction=self.metric.direction,
             heldout=heldout_fingerprint(self.heldout),
             weights=fingerprint_file(snapshot.path),
             hyperparameters=hp.to_json(),
@@ -147,17 +147,18 @@ class Trainer:
             seconds=round(seconds, 3),
             details={**details, "ema": snapshot.ema, "identity": dict(self.identity), **self._place(snapshot)},
         )
-        write_record(snapshot.path, record)
+        _write(snapshot.path, record, margins)
         return record
 
-    def _score(self) -> tuple[float, str, Any]:
+    def _score(self) -> tuple[float, Tensor | None]:
         device = next(self.model.parameters()).device
         # A data set that shuffles must not shift the random numbers of the training.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            score = evaluate(self.model, self.heldout, self.metric)
-        if not math.isfinite(score):
+            margins = Margins(self.heldout)
+            score = run_evaluation(self.model, self.heldout, self.metric, watch=margins.watch).score
+        if score is None or not math.isfinite(score):
             raise SoupError(f"the held-out {self.metric.name} is not finite", found=score)
-        return score, self.metric.name, self.metric.direction
+        return score, margins.values()
 
     def _place(self, snapshot: Snapshot) -> dict[str, Any]:
         device = next(self.model.parameters()).device
@@ -176,8 +177,18 @@ def discard(wanted: Sequence[Snapshot]) -> None:
         record_path(snapshot.path).unlink(missing_ok=True)
     for snapshot in wanted:
         snapshot.path.unlink(missing_ok=True)
-        for path in (snapshot.path, record_path(snapshot.path)):
+        margins_path(snapshot.path).unlink(missing_ok=True)
+        for path in (snapshot.path, record_path(snapshot.path), margins_path(snapshot.path)):
             remove_stale(path)
+
+
+def _write(path: Path, record: Record, margins: Tensor | None) -> None:
+    """The record last: it vouches for what is beside it."""
+    if margins is None:
+        margins_path(path).unlink(missing_ok=True)
+    else:
+        write_margins(path, margins.numpy())
+    write_record(path, record)
 
 
 def heldout_fingerprint(heldout: HeldOut) -> str | None:

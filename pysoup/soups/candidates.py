@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ..checkpoint.strict_json import clip
 from ..errors import CheckpointError, IncompatibleError, SoupError
 from ..evaluate import HeldOut
 from ..file_plan import Member
+from ..origin import described
 from ..remarks import input_notes, nonfinite_notes
 
 Source = Checkpoint | Mapping[str, Tensor]
@@ -34,6 +35,21 @@ class Candidate:
 
     name: str
     source: Source
+    hashed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What is known of its content, for several runs that share it: see :mod:`.identity`."""
+
+
+class Pool(list[Candidate]):
+    """Candidates that several recipes share, opened once, and ``notes`` on them; made by :func:`open_pool`."""
+
+    def __init__(self, candidates: Sequence[Candidate], notes: Sequence[str]) -> None:
+        super().__init__(candidates)
+        self.notes = list(notes)
+
+
+def open_pool(checkpoints: Checkpoints, model: nn.Module, entry: str | None = None) -> Any:
+    """``checkpoints`` opened, for recipes in place of them; ``entry`` is taken then."""
+    return Pool(*open_candidates(checkpoints, model, entry))
 
 
 def open_candidates(
@@ -47,6 +63,8 @@ def open_candidates(
     """
     if not isinstance(model, nn.Module):
         raise SoupError("not a model", found=type(model).__name__, expected="a torch.nn.Module")
+    if isinstance(checkpoints, Pool):
+        return list(checkpoints), list(checkpoints.notes)
     notes: list[str] = []
     if isinstance(checkpoints, (bytes, Checkpoint)):
         raise SoupError("checkpoints must be a list", found=f"one {type(checkpoints).__name__}")
@@ -121,17 +139,10 @@ def naming(doing: str, left: str, *, file: bool = False) -> Iterator[None]:
         yield
     except SoupError as error:
         # What does not fit is found before anything is written.
-        what = error.what if isinstance(error, IncompatibleError) else f"{error.what} ({left})"
-        raise type(error)(
-            f"{doing}: {what}",
-            file=error.file if file else None,
-            tensor=error.tensor,
-            found=error.found,
-            expected=error.expected,
-        ) from error
+        state = None if isinstance(error, IncompatibleError) else left
+        raise error.but(what=f"{doing}: {error.what}", file=error.file if file else None, left=state) from error
     except Exception as error:
-        text = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise SoupError(f"{doing} failed: {text} ({left})") from error
+        raise SoupError(f"{doing} failed: {described(error)}", left=left) from error
 
 
 def read_heldout(heldout: HeldOut) -> None:

@@ -2,8 +2,8 @@
 
 ``RUN/soup.safetensors`` holds the weights, ``RUN/trace.json`` how they came about, ``RUN/results.json`` the scores on
 the held-out data and on the task's test sets, which are reported and never selected on. An ensemble has no weights of
-its own. ``RUN/journal`` is there while a recipe is at work that selects: what a killed run has left of it is not
-computed again.
+its own. ``RUN/journal`` is there while a recipe is at work that records its scores: what a killed run has left of it
+is not computed again.
 """
 
 from __future__ import annotations
@@ -22,107 +22,42 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..checkpoint.index import SUFFIXES
 from ..errors import OutputError, SoupError
 from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evaluate
-from ..progress import StepProgress
 from ..task import HELDOUT_SEED, Task, load_task, seed_draws
 from .candidates import naming, read_heldout
 from .ensemble import Ensemble
 from .files import write_json
-from .given import Accept, Order
-from .greedy import greedy_soup
 from .soup import Soup, finite
-from .uniform import uniform_soup
 
 WEIGHTS, TRACE, RESULTS = "soup.safetensors", "trace.json", "results.json"
 JOURNAL = "journal"
 Made = TypeVar("Made", bound=Soup | Ensemble)
 
 
-def run_greedy(
-    task: str,
-    checkpoints: Sequence[str | Checkpoint],
-    output: str,
-    *,
-    metric: MetricLike | None = None,
-    accept: Accept = ">=",
-    min_delta: float = 0.0,
-    order: Order = "score",
-    seed: int = 0,
-    max_ingredients: int | None = None,
-    passes: int = 1,
-    replacement: bool = False,
-    early_rejection: bool = True,
-    integers: str = "auto",
-    overwrite: bool = False,
-    progress: StepProgress | None = None,
-) -> Soup:
-    """Make the greedy soup of ``checkpoints`` for the task ``FILE.py:NAME`` and write the results to ``output``.
-
-    ``metric`` defaults to the task's own, then to accuracy; the other options are those of :func:`greedy_soup`. Results
-    that are there are an :class:`OutputError` unless ``overwrite``; nothing is computed before that is known. A run
-    that was killed goes on where it was.
-    """
-
-    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
-        return greedy_soup(
-            checkpoints,
-            model,
-            heldout,
-            metric,
-            accept=accept,
-            min_delta=min_delta,
-            order=order,
-            seed=seed,
-            max_ingredients=max_ingredients,
-            passes=passes,
-            replacement=replacement,
-            early_rejection=early_rejection,
-            run=run,
-            integers=integers,
-            progress=progress,
-        )
-
-    return run_recipe(task, checkpoints, output, metric, overwrite, recipe)
-
-
-def run_uniform(
-    task: str,
-    checkpoints: Sequence[str | Checkpoint],
-    output: str,
-    *,
-    metric: MetricLike | None = None,
-    integers: str = "auto",
-    overwrite: bool = False,
-    progress: StepProgress | None = None,
-) -> Soup:
-    """The same for the uniform soup of all ``checkpoints``."""
-
-    def recipe(model: nn.Module, heldout: HeldOut, metric: Metric, run: Path | None) -> Soup:
-        return uniform_soup(checkpoints, model, heldout, metric, integers=integers, progress=progress)
-
-    return run_recipe(task, checkpoints, output, metric, overwrite, recipe, selects=False)
-
-
 def run_recipe(
+    make: Callable[..., Made],
     task: str,
     checkpoints: Sequence[str | Checkpoint],
     output: str,
-    metric: MetricLike | None,
-    overwrite: bool,
-    recipe: Callable[[nn.Module, HeldOut, Metric, Path | None], Made],
     *,
-    selects: bool = True,
+    metric: MetricLike | None = None,
+    overwrite: bool = False,
+    records: bool = True,
+    **options: Any,
 ) -> Made:
-    """What all of them do: check, make what ``recipe`` makes of the task's model and held-out data, write, score.
+    """Make what the recipe ``make`` (:func:`greedy_soup`, say) makes of ``checkpoints`` for the task ``FILE.py:NAME``,
+    and write the results to ``output``.
 
-    A recipe that ``selects`` gets a directory to record its scores in, or None.
+    ``metric`` defaults to the task's own, then to accuracy; ``options`` are the recipe's. Results that are there are an
+    :class:`OutputError` unless ``overwrite``; nothing is computed before that is known. A recipe that ``records`` its
+    scores gets a directory for them: killed, it goes on where it was.
     """
     directory = Path(output)
     # A run that ended while it scored the test sets has its journal still, and no results.
-    unfinished = selects and (directory / JOURNAL).exists() and not (directory / RESULTS).exists()
+    unfinished = records and (directory / JOURNAL).exists() and not (directory / RESULTS).exists()
     overwrite = overwrite or unfinished
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
-    resolved = as_metric(metric if metric is not None else getattr(loaded, "metric", "accuracy"))
+    resolved = _metric(metric, loaded, task)
     with naming(f"model() of {task}", "nothing was written"):
         model = loaded.model()
     if not isinstance(model, nn.Module):
@@ -134,13 +69,16 @@ def run_recipe(
     new = not directory.exists()
     _make(directory)
     try:
-        run, notes = _journal(directory, heldout) if selects else (None, [])
-        made = recipe(model, heldout, resolved, run)
+        run, notes = _journal(directory, heldout) if records else (None, [])
+        made = make(checkpoints, model, heldout, resolved, **options, **({"run": run} if records else {}))
         made.notes += notes
+    except SoupError as error:
+        if new:
+            _remove(directory)
+        raise error.but(left=None) from error  # the model is not the user's
     except BaseException:
         if new:
-            with suppress(OSError):
-                directory.rmdir()
+            _remove(directory)
         raise
     # The results of an earlier run first: they must never stand beside another soup.
     (directory / RESULTS).unlink(missing_ok=True)
@@ -163,6 +101,20 @@ def _journal(directory: Path, heldout: HeldOut) -> tuple[Path | None, list[str]]
     except SoupError as error:
         return None, [f"had it been killed, this run could not have gone on: {error}"]
     return directory / JOURNAL, []
+
+
+def _metric(asked: MetricLike | None, loaded: Task, task: str) -> Metric:
+    """Of what is wrong with it, the error says where it was asked for."""
+    where = f"metric of {task}" if asked is None else "--metric"
+    try:
+        return as_metric(getattr(loaded, "metric", "accuracy") if asked is None else asked)
+    except SoupError as error:
+        raise error.but(what=f"{where}: {error.what}") from error
+
+
+def _remove(directory: Path) -> None:
+    with suppress(OSError):  # it is not empty
+        directory.rmdir()
 
 
 def _make(directory: Path) -> None:

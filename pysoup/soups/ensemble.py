@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from .._version import __version__
+from ..errors import SoupError
 from ..evaluate import Direction, HeldOut, Metric, MetricLike, as_heldout, as_metric
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, naming, open_candidates
+from .candidates import Checkpoints, Pool, check_separate, naming, open_pool
+from .collected import collect_logits
 from .files import write_json
-from .model_logits import ModelLogits
+from .logit_cache import LatestLogits
+from .logit_sum import LogitSum
+from .model_logits import UNSCORED, ModelLogits
+from .opening import open_recipe
 from .soup import GreedyStep, finite
 
 
@@ -58,6 +64,17 @@ class Ensemble:
         """
         return self.models.mean(model, as_heldout(heldout), self.added, memory=memory, progress=progress)[0]
 
+    def probabilities(
+        self,
+        model: nn.Module,
+        heldout: HeldOut | Any,
+        *,
+        memory: int | str | None = None,
+        progress: StepProgress | None = None,
+    ) -> Tensor:
+        """The probabilities ``[N, C]`` of the classes: the softmax of :meth:`logits`, in the same dtype."""
+        return self.logits(model, heldout, memory=memory, progress=progress).softmax(-1)
+
     def evaluate(
         self,
         model: nn.Module,
@@ -69,13 +86,7 @@ class Ensemble:
     ) -> float:
         """The score of :meth:`logits` on any data, by the ensemble's own metric or another one."""
         scored_by = self.scored_by if metric is None else as_metric(metric)
-
-        def score(logits: Tensor, labels: Tensor) -> float:
-            with naming("scoring the ensemble", "the model holds one of its ingredients"):
-                accumulator = scored_by.accumulator()
-                accumulator.update(logits, labels)
-                return accumulator.value()
-
+        score = partial(_score, scored_by)
         # What does not fit the metric must not show after the last model's pass: the first one's logits tell, too.
         data = as_heldout(heldout)
         return score(*self.models.mean(model, data, self.added, memory=memory, progress=progress, check=score))
@@ -109,6 +120,7 @@ def logit_ensemble(
     heldout: HeldOut | Any | None = None,
     metric: MetricLike = "accuracy",
     *,
+    run: str | os.PathLike[str] | None = None,
     entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
@@ -116,31 +128,56 @@ def logit_ensemble(
     """The ensemble of all ``checkpoints``: the average of their logits, scored on ``heldout``, if given.
 
     Each takes one pass in ``model``, which afterwards holds the last one, its training flags as before. Memory holds
-    the sum of logits and those of one model. ``entry`` and ``integers`` are as in :func:`uniform_soup`.
+    the sum of logits and those of one model. ``run`` is a directory that keeps each model's logits on ``heldout``, so
+    that a run that was killed goes on from there; :func:`greedy_ensemble` of the same checkpoints and data finds them
+    there too. ``entry`` and ``integers`` are as in :func:`uniform_soup`.
 
     Raises :class:`SoupError` (among others :class:`IncompatibleError`) naming the checkpoint; an error of the model,
     the data or the metric is its cause.
     """
     resolved = as_metric(metric)
-    candidates, notes = open_candidates(checkpoints, model, entry)
-    check_separate(candidates, model)
+    if heldout is None and run is not None:
+        raise SoupError("run keeps what was found out about the held-out data", found="no heldout", expected="one")
+    pool = open_pool(checkpoints, model, entry)
+    check_separate(pool, model)
+    ensemble = _of_all(pool, resolved, integers)
+    if heldout is None:
+        ensemble.models.check(model)
+        return ensemble
+    opened = open_recipe(
+        pool, model, heldout, UNSCORED, early_rejection=False, entry=None, integers=integers, progress=progress
+    )
+    scorer, cache = opened.scorer, LatestLogits(len(pool))
+    total = LogitSum(cache, resolved)
+    collect_logits(scorer, cache, resolved, run, total.add)
+    assert cache.labels is not None
+    ensemble.score = _score(resolved, total.mean_(), cache.labels)
+    ensemble.notes = scorer.notes
+    ensemble.passes = {"used": scorer.passes_used, "saved": 0.0}
+    ensemble.timing = scorer.timing
+    return ensemble
+
+
+def _score(metric: Metric, logits: Tensor, labels: Tensor) -> float:
+    with naming("scoring the ensemble", "the model holds one of its ingredients"):
+        accumulator = metric.accumulator()
+        accumulator.update(logits, labels)
+        return accumulator.value()
+
+
+def _of_all(candidates: Pool, metric: Metric, integers: str) -> Ensemble:
+    """Not scored."""
     count = len(candidates)
-    ensemble = Ensemble(
+    return Ensemble(
         recipe="ensemble",
         ingredients=[candidate.name for candidate in candidates],
         weights=[1 / count] * count,
         score=None,
-        metric=resolved.name,
-        direction=resolved.direction,
+        metric=metric.name,
+        direction=metric.direction,
         trace=[],
         added=list(range(count)),
         models=ModelLogits(candidates, integers),
-        scored_by=resolved,
-        notes=notes,
+        scored_by=metric,
+        notes=candidates.notes,
     )
-    ensemble.models.check(model)
-    if heldout is not None:
-        ensemble.score = ensemble.evaluate(model, heldout, progress=progress)
-        ensemble.passes = {"used": float(count), "saved": 0.0}
-        ensemble.timing = dict(ensemble.models.timing)
-    return ensemble

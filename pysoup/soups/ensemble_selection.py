@@ -12,14 +12,16 @@ from typing import Any, Literal
 from torch import nn
 
 from ..errors import SoupError
-from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..evaluate import HeldOut, MetricLike, as_metric
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, naming, nonfinite_note, open_candidates
+from .candidates import Checkpoints, duplicates, naming, nonfinite_note
+from .collected import collect_logits
 from .ensemble import Ensemble
 from .given import Accept, best_first, is_strict, least_gain, whole_number
 from .logit_cache import LogitCache
 from .logit_sum import LogitSum
 from .model_logits import UNSCORED, ModelLogits
+from .opening import open_recipe
 from .scorer import Scorer
 from .soup import GreedyStep
 from .steps import step_of
@@ -68,24 +70,19 @@ def greedy_ensemble(
     """
     resolved = as_metric(metric)
     rules = _Rules.checked(select, replacement, accept, min_delta, max_ingredients)
-    candidates, notes = open_candidates(checkpoints, model, entry)
-    check_separate(candidates, model)
-    scorer = Scorer(
+    scorer = open_recipe(
+        checkpoints,
         model,
-        candidates,
-        as_heldout(heldout),
+        heldout,
         UNSCORED,
-        integers=integers,
         early_rejection=False,
+        entry=entry,
+        integers=integers,
         progress=progress,
-    )
-    cache = scorer.cache = LogitCache(len(candidates), memory)
-    with scorer.recording(run, "greedy ensemble"):
-        scorer.evaluations = len(candidates)
-        scorer.logits([0])
-        with naming(f"scoring {candidates[0].name}", "the model holds it"):
-            LogitSum(cache, resolved).with_each([0])  # what does not fit the metric must not show after the last pass
-        scorer.logits(range(len(candidates)))
+    ).scorer
+    candidates = scorer.candidates
+    cache = LogitCache(len(candidates), memory)
+    collect_logits(scorer, cache, resolved, run)
     started = time.perf_counter()
     with naming("scoring ensembles", "the model holds the last candidate"):
         loop = _Loop(scorer, LogitSum(cache, resolved), rules)
@@ -110,7 +107,7 @@ def greedy_ensemble(
             "min_delta": rules.min_delta,
             "max_ingredients": rules.limit,
         },
-        notes=[*notes, *scorer.notes],
+        notes=scorer.notes,
         passes={"used": scorer.passes_used, "saved": 0.0},
         timing=timing,
     )

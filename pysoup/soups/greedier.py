@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from ..errors import SoupError
-from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..evaluate import HeldOut, MetricLike
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
-from .given import Accept, Scores, best_first, given_scores, is_strict, least_gain, whole_number
+from .candidates import Checkpoints, duplicates, nonfinite_note
+from .given import Accept, Scores, best_first, is_strict, least_gain, whole_number
 from .logit_cache import LogitCache
 from .logit_sum import LogitSum
+from .opening import open_recipe
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
 from .steps import soup_of, step_of
@@ -54,26 +55,25 @@ def greedier_soup(
     kept there too.
 
     ``early_rejection`` ends a score as soon as its candidate is sure not to be the one of its round; the result is the
-    same. In the trace, a round ends with its best candidate, the only one that may be ``accepted``. ``scores``,
-    ``run``, ``entry``, ``integers``, memory, what the model holds afterwards and errors are as in :func:`greedy_soup`.
+    same. In the trace, steps have their ``round``, which ends with its best candidate, the only one that may be
+    ``accepted``. ``scores``, ``run``, ``entry``, ``integers``, memory, what the model holds afterwards and errors are
+    as in :func:`greedy_soup`.
     """
-    resolved = as_metric(metric)
     rules = _Rules(
         is_strict(accept),
         least_gain(min_delta),
         None if max_ingredients is None else whole_number("max_ingredients", max_ingredients, least=1),
         None if prefilter is None else whole_number("prefilter", prefilter, least=1),
     )
-    candidates, notes = open_candidates(checkpoints, model, entry)
-    check_separate(candidates, model)
-    known = given_scores(scores, candidates)
-    scorer = Scorer(
+    scorer, known, _ = open_recipe(
+        checkpoints,
         model,
-        candidates,
-        as_heldout(heldout),
-        resolved,
-        integers=integers,
+        heldout,
+        metric,
+        scores=scores,
         early_rejection=early_rejection,
+        entry=entry,
+        integers=integers,
         progress=progress,
     )
     options = {
@@ -83,17 +83,16 @@ def greedier_soup(
         "prefilter": rules.prefilter,
         "early_rejection": bool(early_rejection),
     }
-    cache = LogitCache(len(candidates), memory)  # a budget that is none is an error without prefilter, too
+    cache = LogitCache(len(scorer.candidates), memory)  # a budget that is none is an error without prefilter, too
     if prefilter is not None:
         scorer.cache = cache
     with scorer.recording(run, "greedier", {**options, "scores": known}):
-        scorer.evaluations = 2 * len(candidates)
+        scorer.evaluations = 2 * len(scorer.candidates)
         scorer.singles(known)
         loop = _Loop(scorer, rules)
         loop.run()
         scorer.finish()
-    notes = [*notes, *scorer.notes]
-    return soup_of(scorer, "greedier", scorer.added, loop.best, loop.trace, options=options, notes=notes)
+    return soup_of(scorer, "greedier", scorer.added, loop.best, loop.trace, options=options)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ class _Loop:
         usable = [index for index in order if not math.isnan(singles[index])]
         refused = order[len(usable) :]
         if not usable:
-            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+            raise SoupError("no soup: every candidate scores NaN", left="the model holds the last candidate")
         usable = self._begin(usable)
         while not self._full():
             tries = self._tries(usable)
@@ -150,7 +149,7 @@ class _Loop:
                     self._take(first, trial, trial.score)
                     return usable[place:]
                 self._record(first, trial, accepted=False)
-            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+            raise SoupError("no soup: every candidate scores NaN", left="the model holds the last candidate")
         self._take(usable[0], None, scorer.known[usable[0]])
         return usable
 
@@ -191,19 +190,19 @@ class _Loop:
                 leader = index
         for index in tries:
             if index != leader:
-                self._record(index, trials[index], accepted=False)
+                self._record(index, trials[index], accepted=False, round=number)
         if leader is None:
             return False
-        self._take(leader, trials[leader], trials[leader].score)
+        self._take(leader, trials[leader], trials[leader].score, round=number)
         return True
 
-    def _take(self, index: int, trial: Trial | None, score: float | None) -> None:
+    def _take(self, index: int, trial: Trial | None, score: float | None, round: int | None = None) -> None:
         before = self.best
         self.scorer.add(index)
         if self._logits is not None:
             self._logits.add(index)
         self.best = score
-        self._record(index, trial, accepted=True, before=before, score=score)
+        self._record(index, trial, accepted=True, before=before, score=score, round=round)
 
     def _record(
         self,
@@ -214,6 +213,7 @@ class _Loop:
         before: float | None = None,
         score: float | None = None,
         note: str = "",
+        round: int | None = None,
     ) -> None:
         before = before if accepted else self.best
         score = score if trial is None else trial.score
@@ -223,16 +223,15 @@ class _Loop:
         if score is not None and math.isnan(score):
             notes.append("the soup with it scores NaN: refused")
         notes.append(nonfinite_note(self.scorer.alone[index] if trial is None else trial.nonfinite))
-        self.trace.append(
-            step_of(
-                self.scorer,
-                len(self.trace),
-                index,
-                trial,
-                score=score,
-                before=before,
-                accepted=accepted,
-                after=len(self.scorer.added),
-                notes=notes,
-            )
+        step = step_of(
+            self.scorer,
+            len(self.trace),
+            index,
+            trial,
+            score=score,
+            before=before,
+            accepted=accepted,
+            after=len(self.scorer.added),
+            notes=notes,
         )
+        self.trace.append(replace(step, round=round))

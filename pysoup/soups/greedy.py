@@ -11,10 +11,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import SoupError
-from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..evaluate import HeldOut, MetricLike
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
-from .given import Accept, Order, Scores, best_first, given_order, given_scores, is_strict, least_gain, whole_number
+from .candidates import Checkpoints, duplicates, nonfinite_note
+from .given import Accept, Order, Scores, best_first, is_strict, least_gain, whole_number
+from .opening import open_recipe
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
 from .steps import soup_of, step_of
@@ -71,19 +72,18 @@ def greedy_soup(
     Raises :class:`SoupError` (among others :class:`IncompatibleError`) naming the checkpoint; an error of the model,
     the data or the metric is its cause.
     """
-    resolved = as_metric(metric)
     rules = _Rules.checked(accept, min_delta, max_ingredients, passes, replacement)
-    candidates, notes = open_candidates(checkpoints, model, entry)
-    check_separate(candidates, model)
-    known = given_scores(scores, candidates)
-    positions = given_order(order, len(candidates), seed)
-    scorer = Scorer(
+    scorer, known, positions = open_recipe(
+        checkpoints,
         model,
-        candidates,
-        as_heldout(heldout),
-        resolved,
-        integers=integers,
+        heldout,
+        metric,
+        scores=scores,
+        order=order,
+        seed=seed,
         early_rejection=early_rejection,
+        entry=entry,
+        integers=integers,
         progress=progress,
     )
     options = {
@@ -99,14 +99,15 @@ def greedy_soup(
     with scorer.recording(run, "greedy", {**options, "positions": positions, "scores": known}):
         if positions is None or known is not None:
             if known is None:
-                scorer.evaluations = len(candidates) + _planned(scorer, len(candidates), known=True, ordering=0)[1]
+                count = len(scorer.candidates)
+                scorer.evaluations = count + _planned(scorer, count, known=True, ordering=0)[1]
             singles = scorer.singles(known)
-            positions = best_first(singles, resolved) if positions is None else positions
+            positions = best_first(singles, scorer.metric) if positions is None else positions
         loop = _Loop(scorer, rules)
         loop.run(positions)
         scorer.finish()
-    notes = [*notes, *scorer.notes, *loop.notes]
-    return soup_of(scorer, "greedy", scorer.added, loop.best, loop.trace, options=options, notes=notes)
+    scorer.notes += loop.notes
+    return soup_of(scorer, "greedy", scorer.added, loop.best, loop.trace, options=options)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class _Loop:
             if self._full() or len(self.kept) == before:
                 break
         if not self.kept:
-            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+            raise SoupError("no soup: every candidate scores NaN", left="the model holds the last candidate")
         untried = set(order) - {step.index for step in self.trace}
         if untried:
             count = f"{len(untried)} checkpoint{'s' if len(untried) > 1 else ''}"

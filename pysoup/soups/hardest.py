@@ -6,14 +6,14 @@ them the proof that it cannot be accepted.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import SoupError
-from ..evaluate import HeldOut
+from ..evaluate import HeldOut, SampleRows, margins
 
 if TYPE_CHECKING:
     from .journal import Journal
@@ -32,10 +32,9 @@ class Hardness:
 
     - ``logits``, one array ``[N, C]`` (f32, or f64 for f64 models); a NaN counts 0, so that one bad model does not hide
       the others;
-    - ``margins`` ``[N]``, where that array would have more than 2 GiB;
+    - ``margins`` ``[N]``, where that array would have more than 2 GiB, or some were recorded by the training;
     - ``errors``, the share of rows of each batch that are wrong, where the rows of the logits are not the samples (one
-      for each token, say), or the samples cannot be put together anew. Nor are they where all batches have as many
-      samples as there are classes: these may be the batch's own samples (retrieval), and fewer in a smaller batch.
+      for each token, say), or the samples cannot be put together anew.
     """
 
     def __init__(self, heldout: HeldOut) -> None:
@@ -44,9 +43,7 @@ class Hardness:
         """How many have been summed."""
         self._unread: Journal | None = None
         self._kind = ""
-        self._samples: list[int] | None = None
-        self._size = 0
-        """The number of samples in each batch, where it is the same in all."""
+        self._rows: SampleRows | None = None
         self._sums: list[Tensor] = []
         self._labels: list[Tensor] = []
 
@@ -70,6 +67,13 @@ class Hardness:
 
         return take
 
+    def take_margins(self, recorded: Sequence[Tensor]) -> None:
+        """Begin with the sum of these, one ``[N]`` for each model, in place of a pass for each."""
+        if recorded:
+            self.models, self._kind = len(recorded), "margins"
+            total = torch.stack(list(recorded)).nan_to_num(0.0, torch.inf, -torch.inf).sum(0)
+            self._sums = list(torch.split(total, self._heldout.samples))
+
     def order(self) -> Tensor:
         """Positions of samples, or of batches where samples cannot be moved, hardest first: int64 on the CPU.
 
@@ -85,7 +89,9 @@ class Hardness:
         return torch.sort(key.nan_to_num(-torch.inf, torch.inf, -torch.inf), stable=True).indices
 
     def save(self, journal: Journal) -> None:
-        """Write the sum down beside the one before, which is needed until this one's score is recorded."""
+        """Write the sum, if any, down beside the one before, which is needed until this one's score is recorded."""
+        if not self.models:
+            return
         if self.models == 1 and self._labels:
             journal.save_array(_LABELS, _whole(self._labels))
         journal.save_array(f"{self._kind}-{self.models}", _whole(self._sums))
@@ -117,13 +123,10 @@ class Hardness:
         raise SoupError(what, file=journal.directory)
 
     def _check_kind(self, logits: Tensor, batch: int) -> None:
-        if self._samples is None:
-            self._samples = self._heldout.samples if self._heldout.rebatchable else []
-            self._size = self._samples[0] if len(set(self._samples)) == 1 else 0
-        by_sample = bool(self._samples) and logits.dim() == 2 and len(logits) == self._samples[batch]
-        by_sample = by_sample and logits.shape[1] != self._size
+        self._rows = self._rows or SampleRows(self._heldout)
+        by_sample = self._rows(logits, batch)
         if not self._kind and by_sample:
-            nbytes = sum(self._samples) * logits.shape[1] * (8 if logits.dtype == torch.float64 else 4)
+            nbytes = sum(self._heldout.samples) * logits.shape[1] * (8 if logits.dtype == torch.float64 else 4)
             self._kind = "logits" if nbytes <= _MOST_BYTES else "margins"
         elif self._kind != "errors" and not by_sample:
             self._kind, self._labels = "errors", []
@@ -140,16 +143,6 @@ class Hardness:
         margin = margins(logits, labels)
         counted = margin != torch.inf
         return ((~(margin > 0) & counted).sum() / counted.sum().clamp(min=1)).view(1)
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """The label's logit less the best other one, ``[N]``; infinite for labels that are no class, which do not count."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.to(wide.device, torch.int64)
-    own = labels.clamp(0, wide.shape[1] - 1)[:, None]
-    best_other = wide.scatter(1, own, -torch.inf).amax(1)
-    margin = wide.gather(1, own).squeeze(1) - best_other
-    return margin.where((labels >= 0) & (labels < wide.shape[1]), torch.inf)
 
 
 def arranged(heldout: HeldOut, order: Tensor) -> HeldOut:

@@ -82,30 +82,36 @@ def identity_of(
 
 
 def _checkpoint(candidate: Candidate, hashed: dict[str, Any]) -> dict[str, Any]:
-    source = candidate.source
+    source, memo = candidate.source, candidate.hashed
     if isinstance(source, Checkpoint):
-        return {"name": candidate.name, "entry": source.entry_name, "content": _file_content(source, hashed)}
-    content = fingerprint_data(source)
-    if content is None:
+        content = _file_content(source, hashed, memo)
+        place = os.path.realpath(source.path)
+        return {"name": candidate.name, "entry": source.entry_name, "content": content, "path": place}
+    if "content" not in memo:
+        memo["content"] = fingerprint_data(source)
+    if memo["content"] is None:
         what = "a checkpoint in memory that is not of tensors alone cannot be recognised in a later run; save it first"
         raise SoupError(what, file=candidate.name)
-    return {"name": candidate.name, "entry": "", "content": content}
+    return {"name": candidate.name, "entry": "", "content": memo["content"]}
 
 
-def _file_content(checkpoint: Checkpoint, hashed: dict[str, Any]) -> str:
+def _file_content(checkpoint: Checkpoint, hashed: dict[str, Any], memo: dict[str, Any]) -> str:
+    """``memo`` is like ``hashed``, of the runs of this process that share the candidate."""
     place = os.path.abspath(checkpoint.path)
     before = [StatKey.of(file) for file in checkpoint.files]
     note = {"files": [list(key) for key in before]}
     # A file written to just now may be written to again within one tick of its clock, and would look the same.
     is_settled = time.time_ns() - max(max(key.mtime_ns, key.ctime_ns) for key in before) > _SETTLED_NS
-    known = hashed.get(place, {})
-    if known.get("files") == note["files"]:
-        return str(known["content"])
+    for known in (hashed.get(place, {}), memo.get(place, {})):
+        if known.get("files") == note["files"]:
+            hashed[place] = memo[place] = known
+            return str(known["content"])
     content = fingerprint_file(checkpoint)
     if is_settled:
-        hashed[place] = {**note, "content": content}
+        hashed[place] = memo[place] = {**note, "content": content}
     else:
         hashed.pop(place, None)
+        memo.pop(place, None)
     return content
 
 

@@ -212,7 +212,10 @@ def first_difference(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> str
         if _text(old) == _text(new):
             continue
         if name == "checkpoints" and isinstance(old, list) and isinstance(new, list):
-            return _other_checkpoints(old, new)
+            other = _other_checkpoints(old, new)
+            if other:
+                return other
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
             inner = first_difference(old, new)
             if not inner:  # None, and not there at all, are the same
@@ -232,16 +235,21 @@ _OTHER = {
 
 
 def _other_checkpoints(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
-    before, after = [c["name"] for c in old], [c["name"] for c in new]
+    """Empty if all are the same, perhaps under names as seen from another directory."""
+    before = [c["name"] for c in old]
+    there = {_place(c): c["name"] for c in old}
+    after = [c["name"] if c["name"] in before else there.get(_place(c), c["name"]) for c in new]
     if sorted(before) == sorted(after) and before != after:
         return "it had the checkpoints in another order"
-    for one, other in zip(old, new, strict=False):
-        if one["name"] != other["name"]:
+    for one, name, other in zip(old, after, new, strict=False):
+        if one["name"] != name:
             break
         if one.get("entry") != other.get("entry"):
-            return f"checkpoint {one['name']} was entry {one.get('entry')!r}, it is {other.get('entry')!r} now"
-        if one != other:
-            return f"checkpoint {one['name']} has other content now"
+            return f"checkpoint {name} was entry {one.get('entry')!r}, it is {other.get('entry')!r} now"
+        if one["content"] != other["content"]:
+            return f"checkpoint {name} has other content now"
+    if before == after:
+        return ""
     missing = next((name for name in before if name not in after), None)
     if missing is not None:
         return f"checkpoint {missing} was one of its checkpoints"
@@ -249,6 +257,11 @@ def _other_checkpoints(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> 
     if added is not None:
         return f"checkpoint {added} was none of its checkpoints"
     return f"it had {len(old)} checkpoints, there are {len(new)} now"
+
+
+def _place(checkpoint: dict[str, Any]) -> str:
+    """Where the file is; older journals have its name only, as typed where the run was begun."""
+    return str(checkpoint.get("path") or os.path.realpath(checkpoint["name"]))
 
 
 def _text(plain: Any) -> str:

@@ -77,11 +77,11 @@ class LogitCache:
         Raises :class:`IncompatibleError` where shape or dtype are not those of the other models, and
         :class:`SoupError` where the labels are not.
         """
-        self._check(logits, labels)
-        if self._whole is not None:
-            self._whole[index] = logits
-        elif self._file is not None and logits.numel():
-            self._slots[index] = self._file.write(logits)
+        if self.labels is None or self._form is None:
+            self.labels, self._form = labels, (logits.shape, logits.dtype)
+        else:
+            check_alike(logits, labels, self._form, self.labels)
+        self._hold(index, logits)
         self._kept.add(index)
 
     def logits(self, index: int) -> Tensor:
@@ -123,15 +123,33 @@ class LogitCache:
         self.put(index, logits, labels)
         return True
 
-    def _check(self, logits: Tensor, labels: Tensor) -> None:
-        if self.labels is None or self._form is None:
-            self.labels, self._form = labels, (logits.shape, logits.dtype)
+    def _hold(self, index: int, logits: Tensor) -> None:
+        if self._whole is None and self._file is None:
             if self.count * logits.nbytes <= self._budget:
                 self._whole = torch.empty(self.count, *logits.shape, dtype=logits.dtype)
             else:
                 self._file = BatchFile()
-            return
-        check_alike(logits, labels, self._form, self.labels)
+        if self._whole is not None:
+            self._whole[index] = logits
+        elif self._file is not None and logits.numel():
+            self._slots[index] = self._file.write(logits)
+
+
+class LatestLogits(LogitCache):
+    """The same of the model that was put there last, alone."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._latest: Tensor | None = None
+
+    def logits(self, index: int) -> Tensor:
+        if index not in self._kept or self._latest is None:
+            raise KeyError(index)
+        return self._latest
+
+    def _hold(self, index: int, logits: Tensor) -> None:
+        self._kept.clear()
+        self._latest = logits
 
 
 def check_alike(logits: Tensor, labels: Tensor, form: Form, first_labels: Tensor) -> None:

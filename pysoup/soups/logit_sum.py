@@ -36,6 +36,12 @@ class LogitSum:
         self._sum = logits.to(mean_dtype(logits), copy=True) if self._sum is None else self._sum.add_(logits)
         self.added.append(index)
 
+    def mean_(self) -> Tensor:
+        """The average; the sum is used up."""
+        assert self._sum is not None
+        total, self._sum = self._sum, None
+        return total.mul_(factor(len(self.added), total.dtype))
+
     def with_each(self, indices: Sequence[int]) -> list[float]:
         """The score of the average of the sum and each of these models alone; of an empty sum, their own."""
         scores: list[float] = []

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..evaluate import HeldOut, MetricLike, as_heldout
 from ..progress import StepProgress
-from .candidates import Checkpoints
+from .candidates import Checkpoints, open_pool
 from .given import Accept, whole_number
 from .greedy import greedy_soup
 from .soup import Soup
@@ -49,12 +49,13 @@ def random_orders(
 ) -> OrderStatistics:
     """:func:`greedy_soup` with ``order="random"`` and the seeds ``seed``, ``seed + 1``, ..., one for each order.
 
-    Single models are not scored. ``run`` is a directory with a run directory for each order in it; the other options
-    are those of :func:`greedy_soup`. The model holds the last soup. Each soup keeps its own running sum (4 bytes a
-    parameter where everything has 16 bits or fewer, else 8).
+    Single models are not scored. ``run`` is a directory with a run directory for each order in it; all of them know the
+    checkpoints by one reading of their bytes. The other options are those of :func:`greedy_soup`. The model holds the
+    last soup. Each soup keeps its own running sum (4 bytes a parameter where everything has 16 bits or fewer, else 8).
     """
     orders, seed = whole_number("orders", orders, least=1), whole_number("seed", seed)
     heldout = as_heldout(heldout)
+    pool = open_pool(checkpoints, model, entry)
     soups: list[Soup] = []
     for number in range(orders):
 
@@ -64,7 +65,7 @@ def random_orders(
 
         soups.append(
             greedy_soup(
-                checkpoints,
+                pool,
                 model,
                 heldout,
                 metric,
@@ -75,7 +76,6 @@ def random_orders(
                 max_ingredients=max_ingredients,
                 early_rejection=early_rejection,
                 run=None if run is None else Path(run) / f"order-{seed + number}",
-                entry=entry,
                 integers=integers,
                 progress=advance,
             )

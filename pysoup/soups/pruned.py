@@ -10,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from ..errors import SoupError
-from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..evaluate import HeldOut, MetricLike
 from ..progress import StepProgress
-from .candidates import Checkpoints, check_separate, duplicates, nonfinite_note, open_candidates
-from .given import Accept, Scores, best_first, given_scores, is_strict, least_gain, whole_number
+from .candidates import Checkpoints, duplicates, nonfinite_note
+from .given import Accept, Scores, best_first, is_strict, least_gain, whole_number
+from .opening import open_recipe
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
 from .steps import soup_of, step_of
@@ -50,32 +51,29 @@ def pruned_soup(
     in :func:`greedy_soup`. Each average is made anew from its ingredients: K of them for each of about K scores. The
     soup that is left is read once more for its running sum, the only memory needed beside the model.
     """
-    resolved = as_metric(metric)
     strict, min_delta = is_strict(accept), least_gain(min_delta)
     passes = None if passes is None else whole_number("passes", passes, least=1)
-    candidates, notes = open_candidates(checkpoints, model, entry)
-    check_separate(candidates, model)
-    known = given_scores(scores, candidates)
-    scorer = Scorer(
+    scorer, known, _ = open_recipe(
+        checkpoints,
         model,
-        candidates,
-        as_heldout(heldout),
-        resolved,
-        integers=integers,
+        heldout,
+        metric,
+        scores=scores,
         early_rejection=early_rejection,
+        entry=entry,
+        integers=integers,
         progress=progress,
     )
     options = {"accept": accept, "min_delta": min_delta, "passes": passes, "early_rejection": bool(early_rejection)}
     with scorer.recording(run, "pruned", {**options, "scores": known}):
-        scorer.evaluations = 2 * len(candidates) + 1 if known is None else 0
+        scorer.evaluations = 2 * len(scorer.candidates) + 1 if known is None else 0
         singles = scorer.singles(known)
         loop = _Loop(scorer, strict, min_delta)
-        loop.run(best_first(singles, resolved)[::-1], passes)
+        loop.run(best_first(singles, scorer.metric)[::-1], passes)
         for index in loop.kept:
             scorer.add(index)
         scorer.finish()
-    notes = [*notes, *scorer.notes]
-    return soup_of(scorer, "pruned", scorer.added, loop.best, loop.trace, options=options, notes=notes)
+    return soup_of(scorer, "pruned", scorer.added, loop.best, loop.trace, options=options)
 
 
 class _Loop:
@@ -100,7 +98,7 @@ class _Loop:
                 self.kept.remove(index)
                 self._record(index, None, dropped=True, note="its own score is NaN: left out")
         if not self.kept:
-            raise SoupError("no soup: every candidate scores NaN (the model holds the last candidate)")
+            raise SoupError("no soup: every candidate scores NaN", left="the model holds the last candidate")
         self._begin([index for index in order if index in self.kept])
         number = 0
         while passes is None or number < passes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from ..checkpoint import Checkpoint
 from ..errors import SoupError
 from ..evaluate import HeldOut, Metric
 from ..fingerprint import fingerprint_file
-from ..record import Record, read_record
+from ..record import Record, read_margins, read_record
 from .candidates import Candidate
 
 
@@ -31,6 +34,16 @@ def recorded_scores(
         return scores, []
     which = "every checkpoint" if count == len(scores) else f"{count} of {len(scores)} checkpoints"
     return scores, [f"the score of {which} alone is the one recorded beside it: same weights, same held-out data"]
+
+
+def recorded_margins(candidates: Sequence[Candidate], scores: Sequence[float | None], heldout: HeldOut) -> list[Tensor]:
+    """What is recorded beside the checkpoints whose ``scores`` are: how clearly each is right about each sample."""
+    if not heldout.rebatchable:
+        return []
+    samples = sum(heldout.samples)
+    files = [c.source for c, score in zip(candidates, scores, strict=True) if score is not None]
+    found = [read_margins(file.path, samples) for file in files if isinstance(file, Checkpoint)]
+    return [torch.from_numpy(margins) for margins in found if margins is not None]
 
 
 def _record(candidate: Candidate, metric: Metric) -> tuple[Checkpoint, Record] | None:

@@ -23,7 +23,7 @@ from .identity import identity_of
 from .journal import Journal
 from .logit_cache import LogitCache
 from .readahead import ReadAhead
-from .recorded import recorded_scores
+from .recorded import recorded_margins, recorded_scores
 from .trial import Rule, Trial, recall, record
 
 _ORDER = "order"
@@ -76,6 +76,7 @@ class Scorer:
         self.cache: LogitCache | None = None
         """Where the logits of single models are kept, if the recipe needs them: see :meth:`logits`."""
         self._plain_passes = 0
+        self._recalled = 0
         self._progress = progress
         self._integers = integers
         self._journal: Journal | None = None
@@ -111,6 +112,9 @@ class Scorer:
             with Journal.open(run, identity) as self._journal:
                 self._contents = identity.contents
                 yield
+                if self._recalled:
+                    scores = "1 score was" if self._recalled == 1 else f"{self._recalled} scores were"
+                    self.notes.append(f"went on with the run in {os.fspath(run)}: {scores} on record there")
         finally:
             self._ahead.stop()
             self._journal = None
@@ -130,30 +134,34 @@ class Scorer:
             self.known[index], self.alone[index] = trial.score, trial.nonfinite
         return [math.nan if score is None else score for score in self.known]
 
-    def logits(self, indices: Sequence[int]) -> None:
+    def logits(self, indices: Sequence[int], take: Callable[[int], None] | None = None) -> None:
         """Have :attr:`cache` hold the logits of these models alone: a pass for each that :meth:`singles` did not score.
 
-        On the batches as they are, so before :meth:`prepare`.
+        On the batches as they are, so before :meth:`prepare`. ``take(index)`` is called after each.
         """
         cache, journal = self.cache, self._journal
         assert cache is not None
         missing = [index for index in indices if index not in cache]
         for index, following in zip_longest(missing, missing[1:]):
-            if journal is not None and cache.load(journal, index) and f"single:{index}" in journal:
-                continue
-            self._plain_passes += 1
-            name, watch, save = self.candidates[index].name, cache.watch(index), self._saving(cache, index)
-            trial = self._trial(
-                name, f"logits:{index}", [index], self._preview(index), Rule(self.metric), following, watch, save
-            )
-            self.alone[index] = trial.nonfinite
-            if index not in cache:
-                what = "logits that belong to the recorded scores are missing; delete the directory to start anew"
-                raise SoupError(what, file=None if journal is None else journal.directory)
+            if not (journal is not None and cache.load(journal, index) and f"single:{index}" in journal):
+                self._logits_of(index, following, cache)
+            if take is not None:
+                take(index)
+
+    def _logits_of(self, index: int, following: int | None, cache: LogitCache) -> None:
+        self._plain_passes += 1
+        name, watch, save = self.candidates[index].name, cache.watch(index), self._saving(cache, index)
+        trial = self._trial(
+            name, f"logits:{index}", [index], self._preview(index), Rule(self.metric), following, watch, save
+        )
+        self.alone[index] = trial.nonfinite
+        if index not in cache:
+            what = "logits that belong to the recorded scores are missing; delete the directory to start anew"
+            raise SoupError(what, file=None if self._journal is None else self._journal.directory)
 
     @property
     def ordering_passes(self) -> int:
-        """What :meth:`prepare` would take: a pass, or none where models were scored by :meth:`singles`."""
+        """What :meth:`prepare` would take: a pass, or none where :meth:`singles` scored models or found margins."""
         return int(not self._hardness.models)
 
     def prepare(self, first: int) -> None:
@@ -263,9 +271,14 @@ class Scorer:
         known = None if self._journal is None else self._journal.recall("recorded")
         if known is None:
             scores, notes = recorded_scores(self.candidates, self.heldout, self.metric, self._contents)
-            known = {"scores": scores, "notes": notes}
+            if self.early_rejection:
+                self._hardness.take_margins(recorded_margins(self.candidates, scores, self.heldout))
+            known = {"scores": scores, "notes": notes, "margins": self._hardness.models}
             if self._journal is not None:
+                self._hardness.save(self._journal)
                 self._journal.record("recorded", known)
+        elif self._journal is not None and known.get("margins"):
+            self._hardness.resume(self._journal, known["margins"])
         self.notes += known["notes"]
         return list(known["scores"])
 
@@ -274,7 +287,7 @@ class Scorer:
         journal = self._journal
         models = 0 if journal is None else sum(key in journal for key in keys)
         if journal is not None and models and self.early_rejection:
-            self._hardness.resume(journal, models)
+            self._hardness.resume(journal, self._hardness.models + models)
 
     def _keep_arrays(self, *names: str) -> None:
         """In the run's directory, with the cache's. Others go: also what a kill kept an earlier run from removing."""
@@ -325,7 +338,9 @@ class Scorer:
     ) -> Trial:
         """One average: from the record, or written, scored and recorded (after ``save``)."""
         trial = recall(self._journal, key, members)
-        if trial is None:
+        if trial is not None:
+            self._recalled += 1
+        else:
             trial = self._measured(name, members, write, rule, following, watch)
             if save is not None:
                 save()

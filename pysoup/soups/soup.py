@@ -29,7 +29,8 @@ class GreedyStep:
     ``of`` held-out samples were seen; where that was enough to refuse it, ``bound`` is the best score that was still
     possible. A pruned soup's step is ``accepted`` if its candidate was dropped; then ``candidate_score`` is that of the
     soup without it, ``best_score_before`` that with it. ``seconds`` is the time of the step, ``mix_seconds`` and
-    ``score_seconds``, without the scoring of single models.
+    ``score_seconds``, without the scoring of single models. ``round`` is that of a greedier soup, from 1; the first
+    ingredient, those that were never tried and steps of other recipes have none.
     """
 
     step: int
@@ -47,6 +48,7 @@ class GreedyStep:
     mix_seconds: float = 0.0
     score_seconds: float = 0.0
     note: str = ""
+    round: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary for JSON; a score that JSON has no number for is the text ``float()`` reads back."""

@@ -19,7 +19,6 @@ def soup_of(
     trace: list[GreedyStep],
     *,
     options: Mapping[str, Any],
-    notes: Sequence[str],
 ) -> Soup:
     """The soup of the candidates ``kept``, each as often as it counts: the scorer's running sum."""
     ingredients = list(dict.fromkeys(kept))
@@ -34,7 +33,7 @@ def soup_of(
         trace=trace,
         averager=scorer.averager,
         options=dict(options),
-        notes=[*notes, *soup_notes(scorer.averager, members)],
+        notes=[*scorer.notes, *soup_notes(scorer.averager, members)],
         passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
         timing=scorer.timing,
     )

@@ -201,6 +201,13 @@ void check_case(const Case& c, Random& random) {
     args.rank = rank.data();
     CHECK(score_logits(args, kernels_for(isa), 2, [] { return true; }));
     CHECK_CASE(rank == expected.rank, isa + ": ranks alone: " + what);
+    args.most_rank = 2;
+    std::vector<std::int64_t> at_most(expected.rank.size());
+    args.rank = at_most.data();
+    CHECK(score_logits(args, kernels_for(isa), 1, [] { return true; }));
+    for (std::int64_t& r : rank) r = r < 2 ? r : 2;
+    CHECK_CASE(rank == at_most, isa + ": ranks of at most 2: " + what);
+    args.most_rank = 0;
   }
 }
 
@@ -281,7 +288,7 @@ TEST(logits_scored_by_several_threads_are_the_same) {
   check_case({kF32, kBF16, true, 3, 200, 1000, 0, 0, 0}, random);
 }
 
-TEST(logits_total_in_the_order_of_the_rows) {
+TEST(logits_total_what_counts) {
   std::vector<std::int64_t> rank = {0, 4, -2, 5, -1, -2, 0, 1, -2};
   std::vector<double> nll = {1e16, 1.0, std::nan(""), -1e16, 3.0, std::nan(""), 1.0, 2.0, std::nan("")};
   LogitArgs args{};
@@ -295,6 +302,42 @@ TEST(logits_total_in_the_order_of_the_rows) {
   CHECK((top == std::vector<std::int64_t>{1, 0, 1, 2, 0, 2}));
   CHECK((nan_rows == std::vector<std::int64_t>{0, 1, 0}));
   CHECK((total == std::vector<double>{1e16 + 1.0, -1e16 + 3.0, 3.0}));
+}
+
+// The order, said another way: of sum i, rows i, i + 256, ...; the sums of a range are those of its even halves added.
+double summed(const std::vector<double>& values, std::size_t first, std::size_t step) {
+  if (step == 256) {
+    double sum = 0.0;
+    for (std::size_t n = first; n < values.size(); n += step) sum += values[n];
+    return sum;
+  }
+  return summed(values, first, 2 * step) + summed(values, first + step, 2 * step);
+}
+
+TEST(logits_total_in_one_order) {
+  Random random(5);
+  for (std::size_t rows : {1u, 2u, 128u, 255u, 256u, 257u, 300u, 1000u}) {
+    std::vector<std::int64_t> rank(rows);
+    std::vector<double> nll(rows), counted(rows);
+    for (std::size_t n = 0; n < rows; ++n) {
+      nll[n] = std::ldexp(static_cast<double>(random.below(1u << 30)), static_cast<int>(random.below(60)) - 60);
+      if (random.below(5) == 0) rank[n] = -2;
+      counted[n] = rank[n] == -2 ? 0.0 : nll[n];
+    }
+    LogitArgs args{};
+    args.candidates = 1;
+    args.rows = rows;
+    args.rank = rank.data();
+    args.nll = nll.data();
+    std::int64_t nan_rows = -1;
+    double total = -1;
+    total_logits(args, {}, nullptr, &nan_rows, &total);
+    CHECK_CASE(total == summed(counted, 0, 1), std::to_string(rows));
+    rank[rows / 2] = -1;
+    nll[rows / 2] = -std::nan("1");
+    total_logits(args, {}, nullptr, &nan_rows, &total);
+    CHECK(nan_rows == 1 && bit_cast<std::uint64_t>(total) == kNanF64);
+  }
 }
 
 TEST(logits_stop_when_told_to) {

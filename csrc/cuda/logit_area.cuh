@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// What warps keep in shared memory while they score rows, and the steps on a few values.
+#pragma once
+
+#include "logit_group.cuh"
+
+namespace soup {
+namespace cuda {
+
+// Where element i of a row is in shared memory.
+__device__ __forceinline__ int spot(int i) { return i + i / static_cast<int>(kStrip) * static_cast<int>(kSums); }
+
+// What a row, or a block of it, comes to; kept until there are as many as a warp has lanes.
+template <class T>
+struct Found {
+  double sum;  // of the exponentials
+  unsigned long long at;
+  T target, best, second;
+  int ahead;  // -1: a NaN, -2: ignored
+  int best_at;
+};
+
+// kKeeps: values are kept, for more than ranks. kBase: those of a base are, while candidates pass by; not in f64, where
+// there is no room for them.
+template <class T, bool kKeeps, bool kBase>
+struct Area {
+  static constexpr int kWarps = kKeeps ? kWarpsPerBlock<T> : 1;
+  static constexpr int kValues = kWarpsPerBlock<T> * kStripsPerWarp<T> * kPitch;
+  alignas(16) T values[kKeeps ? kValues : 4];
+  alignas(16) T base[kBase && sizeof(T) == 4 ? kValues : 4];
+  Found<T> found[kWarps][kKeeps ? 32 : 1];
+  T second[kWarps][kKeeps ? 32 : 1];  // of the rows of a tile
+  Boxes<T> boxes;
+};
+
+// Lanes of one, as the vectors of the CPU kernels.
+template <class T>
+struct OneLane {
+  using Scalar = T;
+  using V = T;
+  static SOUP_HD T broadcast(T x) { return x; }
+  static SOUP_HD float max(float a, float b) { return fmaxf(a, b); }
+  static SOUP_HD double max(double a, double b) { return fmax(a, b); }
+  static SOUP_HD T sub(T a, T b) { return a - b; }
+  static SOUP_HD T fma_each(T a, T b, T c) { return fused_multiply_add(a, b, c); }
+  static SOUP_HD float scaled(float p, float t) {
+    return bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(t) << 23));
+  }
+  static SOUP_HD double scaled(double p, double t) {
+    return bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(t) << 52));
+  }
+};
+
+// How many of the values of elements first, first + 1, ... are ahead of the label. Counted in T, for a unit that has
+// less to do.
+template <int kCount, class T>
+__device__ __forceinline__ int ahead_of(const T* values, int first, T target, int label) {
+  T ahead = 0;
+  bool inside = first <= label && label < first + kCount;
+  if (inside || target - target != T(0)) {
+    SOUP_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (values[i] > target || (values[i] == target && first + i < label)) ahead += T(1);
+    }
+  } else {
+    T limit = first < label ? below(target) : target;  // before the label an equal one is ahead
+    SOUP_UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      if (values[i] > limit) ahead += T(1);
+    }
+  }
+  return static_cast<int>(ahead);
+}
+
+// Values in shared memory. A pointer that steps by these shows the compiler that one instruction moves 16 bytes.
+template <class T>
+constexpr int kWord = static_cast<int>(16 / sizeof(T));
+template <class T>
+struct alignas(16) Word {
+  T v[kWord<T>];
+};
+template <class T>
+struct alignas(16) Four {
+  T v[4];
+};
+
+template <class T>
+__device__ __forceinline__ void store4(T* p, const T* values) {
+  *reinterpret_cast<Four<T>*>(p) = Four<T>{{values[0], values[1], values[2], values[3]}};
+}
+template <class T>
+__device__ __forceinline__ void load4(const T* p, T* values) {
+  Four<T> four = *reinterpret_cast<const Four<T>*>(p);
+  SOUP_UNROLL
+  for (int i = 0; i < 4; ++i) values[i] = four.v[i];
+}
+
+// kCount values, one side of which is in shared memory and starts at a multiple of 16 bytes.
+template <int kCount, class T>
+__device__ __forceinline__ void move(T* to, const T* from) {
+  SOUP_UNROLL
+  for (int i = 0; i < kCount; i += kWord<T>) {
+    *reinterpret_cast<Word<T>*>(to + i) = *reinterpret_cast<const Word<T>*>(from + i);
+  }
+}
+
+}  // namespace cuda
+}  // namespace soup

@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: MIT
+// The weighted sums of a device, emulated, against the generic CPU kernel: the same bits and the same rows.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../../csrc/cpu/dispatch.h"
+#include "../../csrc/device.h"
+#include "../../csrc/io/sum_table.h"
+#include "check.h"
+#include "emulate_runtime.h"
+#include "random_values.h"
+#include "reference.h"
+
+using namespace soup;
+
+namespace {
+
+// Memory whose begin is `shift` bytes off an alignment to 64. What is only read ends with its allocation: an access
+// beyond is a sanitizer's report. What is written lies amid `guard` bytes that must not change.
+class Memory {
+ public:
+  Memory(std::size_t bytes, std::size_t shift, std::size_t guard = 0)
+      : size_(bytes), before_(guard + shift), all_(before_ + bytes + guard, 0xCB) {
+    void* allocated = nullptr;
+    if (posix_memalign(&allocated, 64, all_.size()) != 0) throw std::bad_alloc();
+    storage_.reset(static_cast<unsigned char*>(allocated));
+    if (!all_.empty()) std::memcpy(storage_.get(), all_.data(), all_.size());
+  }
+  unsigned char* get() const { return storage_.get() + before_; }
+  std::size_t size() const { return size_; }
+  bool guards_intact() const {
+    std::size_t after = before_ + size_;
+    return std::memcmp(storage_.get(), all_.data(), before_) == 0 &&
+           std::memcmp(storage_.get() + after, all_.data() + after, all_.size() - after) == 0;
+  }
+
+ private:
+  struct Free {
+    void operator()(unsigned char* p) const { std::free(p); }
+  };
+  std::size_t size_;
+  std::size_t before_;
+  std::vector<unsigned char> all_;
+  std::unique_ptr<unsigned char[], Free> storage_;
+};
+
+constexpr std::size_t kGuard = 64;
+
+struct Row {
+  std::uint8_t source, other, out, accumulator;
+  std::size_t count, n;
+  std::size_t shift, dst_shift;  // bytes by which memory is off an alignment
+  int weights;                   // 0: equal; 1: equal, a power of two of them; 2: unequal; 3: huge
+  bool in_place;
+};
+
+std::string text(const Row& row) {
+  return std::to_string(row.source) + "," + std::to_string(row.other) + " -> " + std::to_string(row.out) + " acc " +
+         std::to_string(row.accumulator) + " count " + std::to_string(row.count) + " n " + std::to_string(row.n) +
+         " shifts " + std::to_string(row.shift) + " " + std::to_string(row.dst_shift) + " weights " +
+         std::to_string(row.weights) + (row.in_place ? " in place" : "");
+}
+
+// Rows, their memory, and what must come out of them.
+class Sums {
+ public:
+  explicit Sums(std::uint64_t seed) : random_(seed) {}
+
+  void add(const Row& row) {
+    rows_.push_back(row);
+    std::vector<std::uint8_t> dtypes;
+    std::vector<const void*> sources;
+    std::vector<double> weights;
+    std::vector<float> weights_f32;
+    bool finite = random_.below(2) == 0;
+    double huge = row.accumulator == kAccF32 ? 0x1p126 : 0x1p1022;  // sums overflow on the way, means may not
+    for (std::size_t k = 0; k < row.count; ++k) {
+      dtypes.push_back(k % 3 == 1 ? row.other : row.source);
+      sources_.emplace_back(row.n * item_size(dtypes[k]), k == 2 ? row.shift / 2 : row.shift);
+      unsigned char* values = sources_.back().get();
+      (finite ? random_.fill_finite(values, row.n, dtypes[k]) : random_.fill(values, row.n, dtypes[k]));
+      sources.push_back(values);
+      weights.push_back(row.weights == 2 ? 0.1 + 0.37 * static_cast<double>(k) : row.weights == 3 ? huge : 1.0);
+      weights_f32.push_back(static_cast<float>(weights[k]));
+    }
+    double divisor = row.weights == 2 ? 1.0 : row.weights == 3 ? huge * 2 : static_cast<double>(row.count);
+    outs_.emplace_back(row.n * item_size(row.out), row.dst_shift, kGuard);
+    if (row.in_place) {
+      std::memcpy(outs_.back().get(), sources[0], outs_.back().size());
+      sources[0] = outs_.back().get();
+    }
+    std::vector<unsigned char> expected(outs_.back().size());
+    WeightedSumArgs args{sources.data(), dtypes.data(),   weights.data(), weights_f32.data(), row.count, row.n,
+                         divisor,        expected.data(), row.out,        row.accumulator,    false};
+    (void)kernels_for("generic").weighted_sum(args);
+    nonfinite_.push_back(reference_sum(args).visibly_nonfinite);
+    expected_.push_back(std::move(expected));
+    for (std::size_t k = 0; k < row.count; ++k) {
+      plan_.sources.push_back({reinterpret_cast<std::uint64_t>(sources[k]), -1, dtypes[k]});
+      plan_.weights.push_back(weights[k]);
+      plan_.weights_f32.push_back(weights_f32[k]);
+    }
+    Place dst{reinterpret_cast<std::uint64_t>(outs_.back().get()), -1, row.out};
+    append_segment(plan_, {row.n, 0, row.count, dst, divisor, row.accumulator});
+  }
+
+  // With a table of at least `tiles` tiles, if there are as many.
+  void check(std::uint64_t tiles = kManyTiles) {
+    SumTableShape shape = sum_table_shape(plan_, tiles);
+    Memory table(shape.bytes, 0, kGuard);
+    pack_sum_table(plan_, shape, table.get());
+    CHECK(table.guards_intact());
+    std::vector<std::uint32_t> flags(shape.rows, 0);
+    device::weighted_sum(0, 0, table.get(), shape, flags.data());
+    for (std::size_t r = 0; r < rows_.size(); ++r) {
+      bool same = outs_[r].size() == 0 || std::memcmp(outs_[r].get(), expected_[r].data(), outs_[r].size()) == 0;
+      CHECK_CASE(same, text(rows_[r]));
+      CHECK_CASE(outs_[r].guards_intact(), text(rows_[r]));
+      CHECK_CASE(flags[r] == (nonfinite_[r] ? 1u : 0u), text(rows_[r]));
+    }
+  }
+
+  Random& random() { return random_; }
+  std::size_t rows() const { return rows_.size(); }
+
+ private:
+  Random random_;
+  std::vector<Row> rows_;
+  std::vector<Memory> sources_;
+  std::vector<Memory> outs_;
+  std::vector<std::vector<unsigned char>> expected_;
+  std::vector<bool> nonfinite_;
+  Plan plan_;
+};
+
+void run(const Plan& plan, std::uint32_t* flags) {
+  SumTableShape shape = sum_table_shape(plan);
+  Memory table(shape.bytes, 0);
+  pack_sum_table(plan, shape, table.get());
+  device::weighted_sum(0, 0, table.get(), shape, flags);
+}
+
+bool wide(std::uint8_t source, std::uint8_t other, std::uint8_t out) {
+  return source == kF64 || other == kF64 || out == kF64;
+}
+
+}  // namespace
+
+TEST(device_sums_equal_the_cpu_for_all_types_and_sizes) {
+  const std::size_t sizes[] = {0, 1, 2, 3, 7, 8, 15, 31, 32, 33, 63, 127, 257, 1000};
+  const std::size_t counts[] = {1, 2, 3, 4, 5, 8, 17, 40};
+  const std::size_t shifts[] = {0, 0, 0, 16, 8, 4, 2, 1, 6, 7};
+  Sums sums(1);
+  for (std::uint8_t source = 0; source < kFloatTypes; ++source) {
+    for (std::uint8_t other = 0; other < kFloatTypes; ++other) {
+      for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+        for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+          if (wide(source, other, out) && accumulator == kAccF32) continue;
+          for (int i = 0; i < 8; ++i) {
+            Random& random = sums.random();
+            sums.add({source, other, out, accumulator, random.one_of(counts), random.one_of(sizes),
+                      random.one_of(shifts), random.one_of(shifts), i % 4, source == out && i % 2 == 0});
+          }
+        }
+      }
+    }
+  }
+  CHECK(sums.rows() > 2000);
+  sums.check();
+}
+
+TEST(device_sums_equal_the_cpu_for_long_rows) {
+  const std::size_t sizes[] = {2047, 2048, 2049, 4095, 4096, 4097, 6000, 13001};
+  const std::size_t counts[] = {1, 2, 3, 7, 8};
+  const std::size_t shifts[] = {0, 0, 0, 0, 2, 6, 8};
+  for (std::uint64_t most : {1, 20, 1 << 16}) {  // rounds of a tile: many, some, one
+    Sums sums(2 + most);
+    Random& random = sums.random();
+    for (std::uint8_t source = 0; source < kFloatTypes; ++source) {
+      for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+        for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+          if (wide(source, source, out) && accumulator == kAccF32) continue;
+          std::size_t shift = random.one_of(shifts);
+          int weights = static_cast<int>(random.below(4));
+          sums.add({source, source, out, accumulator, random.one_of(counts), random.one_of(sizes), shift,
+                    random.below(3) == 0 ? 0 : shift, weights, source == out});
+        }
+      }
+    }
+    sums.check(most);
+  }
+}
+
+// As a model is: mixed types, most rows small, all in one table.
+TEST(device_sums_of_thousands_of_rows_take_one_launch_a_kind) {
+  Sums sums(3);
+  Random& random = sums.random();
+  for (int i = 0; i < 3000; ++i) {
+    std::uint8_t dtype = i % 5 == 0 ? kF32 : kBF16;
+    std::uint8_t accumulator = dtype == kF32 ? kAccF64 : kAccF32;
+    std::size_t shift = random.below(4) == 0 ? 2 * item_size(dtype) : 0;
+    sums.add({dtype, dtype, dtype, accumulator, 3, random.below(100), shift, shift, 1, false});
+  }
+  unsigned long before = emulate::launches();
+  sums.check();
+  CHECK(emulate::launches() - before == 2);
+}
+
+// Every 16-bit number to every type.
+// Few enough for a thread a lane, under ThreadSanitizer.
+TEST(device_sums_of_few_rows_equal_the_cpu) {
+  Sums sums(4);
+  for (int i = 0; i < 4; ++i) {
+    std::size_t shift = i == 3 ? 2 : 0;
+    std::size_t n = i == 0 ? 5000 : 300;
+    sums.add({kBF16, kBF16, kBF16, kAccF32, 3, n, shift, shift, i, i % 2 == 0});
+  }
+  sums.check();
+}
+
+TEST(device_sums_of_all_16_bit_numbers_equal_the_cpu) {
+  for (std::uint8_t source : {kF16, kBF16}) {
+    std::vector<std::uint16_t> values(65536);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::uint16_t>(i);
+    for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+      for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+        if (out == kF64 && accumulator == kAccF32) continue;
+        Memory result(values.size() * item_size(out), 0, kGuard);
+        std::vector<unsigned char> expected(result.size());
+        const void* pointer = values.data();
+        double weight = 0.75;
+        float weight_f32 = 0.75f;
+        WeightedSumArgs args{&pointer, &source,         &weight, &weight_f32, 1,    values.size(),
+                             1.0,      expected.data(), out,     accumulator, false};
+        (void)kernels_for("generic").weighted_sum(args);
+        Plan plan;
+        plan.sources = {{reinterpret_cast<std::uint64_t>(pointer), -1, source}};
+        plan.weights = {weight};
+        plan.weights_f32 = {weight_f32};
+        Place dst{reinterpret_cast<std::uint64_t>(result.get()), -1, out};
+        append_segment(plan, {values.size(), 0, 1, dst, 1.0, accumulator});
+        run(plan, nullptr);
+        CHECK_CASE(std::memcmp(result.get(), expected.data(), result.size()) == 0,
+                   std::to_string(source) + " -> " + std::to_string(out) + " acc " + std::to_string(accumulator));
+      }
+    }
+  }
+}
+
+// Rows side by side are one segment; those with odd numbers hold a NaN, an infinity or what rounds to one.
+TEST(device_sums_mark_the_rows_of_a_merged_segment) {
+  const float bad[] = {__builtin_nanf(""), __builtin_inff(), 65520.0f};
+  const std::size_t sizes[] = {5, 1, 0, 700, 3, 0, 33, 2, 1, 1};
+  const std::size_t rows = sizeof(sizes) / sizeof(sizes[0]);
+  for (std::size_t shift = 0; shift < 16; shift += 2) {
+    Memory values(746 * sizeof(float), 2 * shift);
+    Memory result(746 * 2, shift, kGuard);
+    auto* number = reinterpret_cast<float*>(values.get());
+    std::fill(number, number + 746, 1.0f);
+    Plan plan;
+    std::size_t at = 0;
+    for (std::size_t r = 0; r < rows; ++r) {
+      if (r % 2 == 1 && sizes[r] > 0) number[at + sizes[r] - 1] = bad[r % 3];
+      plan.sources.push_back({reinterpret_cast<std::uint64_t>(number + at), -1, kF32});
+      plan.weights.push_back(1.0);
+      plan.weights_f32.push_back(1.0f);
+      Place dst{reinterpret_cast<std::uint64_t>(result.get() + 2 * at), -1, kF16};
+      append_segment(plan, {sizes[r], 0, 1, dst, 1.0, kAccF64});
+      at += sizes[r];
+    }
+    CHECK(plan.segments.size() == 1);
+    std::vector<std::uint32_t> flags(rows, 0);
+    run(plan, flags.data());
+    for (std::size_t r = 0; r < rows; ++r) {
+      CHECK_CASE(flags[r] == (r % 2 == 1 && sizes[r] > 0 ? 1u : 0u), std::to_string(r));
+    }
+    CHECK(result.guards_intact());
+  }
+}
+
+// For each type half a unit above its largest value, which rounds to infinity; just below it does not.
+TEST(device_sums_report_what_rounds_to_infinity) {
+  const double limits[] = {0, 0x1.FFFFFFp127, 65520.0, 0x1.FFp127, 0, 61440.0};
+  for (std::uint8_t out : {kF32, kF16, kBF16, kF8E5M2}) {
+    for (std::uint8_t source : {kF64, kF32}) {
+      for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+        if (source == kF64 ? accumulator == kAccF32 : out == kF32) continue;
+        for (double at : {limits[out], -limits[out]}) {
+          double below = source == kF64 ? std::nextafter(at, 0.0) : std::nextafter(static_cast<float>(at), 0.0f);
+          for (double value : {at, below}) {
+            // Alone of its kind in the middle of whole chunks.
+            std::vector<double> wide(64, 1.0);
+            std::vector<float> narrow(64, 1.0f);
+            wide[21] = value;
+            narrow[21] = static_cast<float>(value);
+            Memory result(64 * item_size(out), 0, kGuard);
+            const void* pointer = source == kF64 ? static_cast<const void*>(wide.data()) : narrow.data();
+            Plan plan;
+            plan.sources = {{reinterpret_cast<std::uint64_t>(pointer), -1, source}};
+            plan.weights = {1.0};
+            plan.weights_f32 = {1.0f};
+            Place dst{reinterpret_cast<std::uint64_t>(result.get()), -1, out};
+            append_segment(plan, {64, 0, 1, dst, 1.0, accumulator});
+            std::uint32_t flag = 0;
+            run(plan, &flag);
+            CHECK_CASE(flag == (value == at ? 1u : 0u), std::to_string(out) + " " + std::to_string(value));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(device_copies_bytes_as_they_are) {
+  Random random(5);
+  for (std::size_t n : {0u, 1u, 15u, 16u, 17u, 300u, 9001u}) {
+    for (std::size_t shift : {0u, 1u, 4u, 8u, 15u}) {
+      Memory source(n, shift);
+      Memory out(n, shift / 2, kGuard);
+      random.fill(source.get(), n, kRaw);
+      Plan plan;
+      plan.sources = {{reinterpret_cast<std::uint64_t>(source.get()), -1, kRaw}};
+      plan.weights = {1.0};
+      plan.weights_f32 = {1.0f};
+      append_segment(plan, {n, 0, 1, {reinterpret_cast<std::uint64_t>(out.get()), -1, kRaw}, 1.0, kAccF32});
+      run(plan, nullptr);
+      CHECK(n == 0 || std::memcmp(source.get(), out.get(), n) == 0);
+      CHECK(out.guards_intact());
+    }
+  }
+}
+
+TEST(device_sums_are_in_memory_only_and_say_what_failed) {
+  Plan plan;
+  plan.sources = {{0, 3, kF32}};
+  plan.weights = {1.0};
+  plan.weights_f32 = {1.0f};
+  float result[4] = {};
+  append_segment(plan, {4, 0, 1, {reinterpret_cast<std::uint64_t>(result), -1, kF32}, 1.0, kAccF64});
+  CHECK(THROWN(sum_table_shape(plan)).kind == ErrorKind::kInvalid);
+  plan.sources[0] = {reinterpret_cast<std::uint64_t>(result), -1, kF32};
+  emulate::fail_next(cudaErrorIllegalAddress);
+  Error error = THROWN(run(plan, nullptr));
+  CHECK(error.kind == ErrorKind::kDevice);
+  CHECK(std::string(error.what()) == "weighted sum of 1 segments, 1 tiles: an illegal memory access was encountered");
+  run(plan, nullptr);  // the error is not blamed on the next call
+  CHECK(THROWN(device::synchronize(1, 0)).kind == ErrorKind::kDevice);
+}

@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: MIT
+// run_staged on a device that is not there (fake_device.h): the bits of the reference and the same rows reported,
+// whatever the memory, the threads and the places; what fails, fails with the right error, and leaves nothing running.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/device.h"
+#include "../../csrc/io/positional.h"
+#include "../../csrc/io/staged.h"
+#include "../../csrc/io/staged_chunks.h"
+#include "check.h"
+#include "fake_device.h"
+#include "models.h"
+
+using namespace soup;
+
+namespace {
+
+const Tick kGoOn = [](std::uint64_t) { return true; };
+
+Place on_device(const fake::Bytes& bytes) { return {bytes.address(), kInMemory, 0}; }
+Place on_host(const std::vector<unsigned char>& bytes) {
+  return {reinterpret_cast<std::uint64_t>(bytes.data()), kOnHost, 0};
+}
+
+// Every type, rows of every awkward size, some without elements, some spoiled.
+std::vector<RowSpec> every_type() {
+  std::vector<RowSpec> rows;
+  for (std::uint8_t dtype : {kF64, kF32, kF16, kBF16, kF8E4M3, kF8E5M2, kRaw}) {
+    bool spoiled = dtype != kRaw;
+    for (std::uint64_t n : {0, 1, 63, 64, 65, 1000, 0, 20'011}) rows.push_back({n, dtype, spoiled && n % 5 == 0});
+    rows.push_back({7, dtype, spoiled});
+  }
+  return rows;
+}
+
+std::vector<RowSpec> one_row(std::uint64_t n) { return {{n, kF32, false}}; }
+
+// Sources of a model and its result in all kinds of places.
+class Places {
+ public:
+  explicit Places(Model& model) : model_(model), device_out_(model.bytes()), host_out_(model.bytes()) {
+    for (std::size_t k = 0; k < model.count(); ++k) {
+      device_.push_back(std::make_unique<fake::Bytes>(model.source(k)));
+      files_.push_back(std::make_unique<File>(model.source(k)));
+    }
+  }
+
+  // 0: on the device, 1: on the host, 2: in a file.
+  Place source(std::size_t k, int kind) const {
+    return kind == 0 ? on_device(*device_[k]) : kind == 1 ? on_host(model_.source(k)) : in_file(*files_[k]);
+  }
+  Place result(int kind) const {
+    return kind == 0 ? on_device(device_out_) : kind == 1 ? on_host(host_out_) : in_file(file_out_);
+  }
+  std::vector<unsigned char> read(int kind) const {
+    return kind == 0 ? device_out_.read() : kind == 1 ? host_out_ : file_out_.read(model_.bytes());
+  }
+  File& file(std::size_t k) { return *files_[k]; }
+
+  Plan plan(int sources, int result) const {
+    std::vector<Place> places;
+    for (std::size_t k = 0; k < model_.count(); ++k) places.push_back(source(k, sources));
+    return model_.plan(places, this->result(result));
+  }
+
+ private:
+  Model& model_;
+  std::vector<std::unique_ptr<fake::Bytes>> device_;
+  std::vector<std::unique_ptr<File>> files_;
+  fake::Bytes device_out_;
+  std::vector<unsigned char> host_out_;
+  File file_out_;
+};
+
+StagedOptions with(std::size_t memory, int threads) {
+  StagedOptions options;
+  options.memory = memory;
+  options.threads = threads;
+  return options;
+}
+
+void check_run(const Plan& plan, const Model& model, const StagedOptions& options, const std::string& where) {
+  std::atomic<std::uint64_t> last{0};
+  Tick tick = [&](std::uint64_t done) {
+    bool grew = done >= last.exchange(done);
+    CHECK(grew);
+    return true;
+  };
+  StagedOutcome outcome = run_staged(plan, options, tick);
+  std::string what =
+      where + " memory " + std::to_string(options.memory) + " threads " + std::to_string(options.threads);
+  CHECK_CASE(outcome.finished, what);
+  CHECK_CASE(outcome.nonfinite == model.nonfinite(), what);
+  CHECK_CASE(last.load() == plan_bytes(plan), what);
+  CHECK_CASE(outcome.memory <= options.memory && outcome.threads <= options.threads, what);
+}
+
+Error failure(const Plan& plan, const StagedOptions& options) { return THROWN(run_staged(plan, options, kGoOn)); }
+
+// What a test leaves behind: nothing but the pinned memory that is kept.
+class NothingLeft {
+ public:
+  NothingLeft() : live_(fake::live()) {}
+  ~NothingLeft() {
+    CHECK(fake::live() == live_);
+    CHECK(fake::live_pinned() <= 1);
+    fake::most_microseconds.store(0);
+  }
+
+ private:
+  int live_;
+};
+
+}  // namespace
+
+TEST(staged_equals_the_reference_wherever_sources_and_result_are) {
+  NothingLeft nothing;
+  Model model(every_type(), 3, 1);
+  Places places(model);
+  for (int mix = 0; mix < 81; ++mix) {
+    std::vector<Place> sources;
+    for (int k = 0, kinds = mix; k < 3; ++k, kinds /= 3) {
+      sources.push_back(places.source(static_cast<std::size_t>(k), kinds % 3));
+    }
+    int to = mix / 27;
+    Plan plan = model.plan(sources, places.result(to));
+    std::size_t memory = mix % 2 == 0 ? 300'000 : 1 << 20;
+    check_run(plan, model, with(memory, 1 + mix % 4), "mix " + std::to_string(mix));
+    CHECK_CASE(places.read(to) == model.expected(), std::to_string(mix));
+  }
+}
+
+TEST(staged_equals_the_reference_in_any_memory) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(10);
+  Model model(every_type(), 2, 2);
+  Places places(model);
+  for (int to : {0, 2}) {
+    Plan plan = places.plan(2, to);
+    std::size_t least = staged_memory(plan);
+    for (std::size_t memory :
+         {least, least + 1, 2 * least, 5 * least + 123, std::size_t{200'000}, std::size_t{8} << 20}) {
+      check_run(plan, model, with(memory, memory < 3 * least ? 1 : 3), "to " + std::to_string(to));
+      CHECK(places.read(to) == model.expected());
+    }
+  }
+}
+
+TEST(staged_of_any_number_of_sources_and_threads) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(100);
+  for (std::size_t count = 1; count <= 16; ++count) {
+    Model model({{30'003, kF32, count % 3 == 0}, {50'001, kBF16, true}, {3, kF16, true}}, count, 3 + count);
+    Places places(model);
+    int to = static_cast<int>(count % 3);
+    Plan plan = places.plan(2, to);
+    check_run(plan, model, with(64 * staged_memory(plan), static_cast<int>(count)), std::to_string(count));
+    CHECK(places.read(to) == model.expected());
+  }
+}
+
+TEST(staged_past_the_page_cache_equals_the_reference) {
+  NothingLeft nothing;
+  Model model(every_type(), 3, 18);
+  char name[] = "staged-test-XXXXXX";
+  int fd = ::mkstemp(name);
+  CHECK(fd >= 0 && ::unlink(name) == 0);
+  write_at(fd, model.source(0).data(), model.source(0).size(), 0);
+  CHECK(::fsync(fd) == 0 && ::posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0);
+  Places places(model);
+  for (int to : {0, 2}) {
+    Plan plan = model.plan({{0, fd, 0}, places.source(1, 2), places.source(2, 1)}, places.result(to));
+    for (std::size_t memory : {staged_memory(plan), std::size_t{300'000}, std::size_t{4} << 20}) {
+      StagedOptions options = with(memory, 2);
+      options.direct = true;  // where the memory allows it
+      check_run(plan, model, options, "direct");
+      CHECK(places.read(to) == model.expected());
+    }
+  }
+  ::close(fd);
+}
+
+TEST(staged_cuts_tensors_that_are_larger_than_the_ring) {
+  NothingLeft nothing;
+  Model model({{1'500'000, kF32, true}, {3, kF32, true}, {1'000'001, kBF16, false}}, 2, 5);
+  Places places(model);
+  for (int to : {0, 2}) {
+    check_run(places.plan(2, to), model, with(1 << 20, 2), "larger");
+    CHECK(places.read(to) == model.expected());
+  }
+}
+
+TEST(staged_result_may_be_one_of_the_sources) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(100);
+  Model model({{200'003, kF32, true}, {1'001, kF32, false}}, 2, 6);
+  for (bool host : {false, true}) {
+    fake::Bytes device(model.source(0));
+    std::vector<unsigned char> memory = model.source(0);
+    File file(model.source(1));
+    Place both = host ? on_host(memory) : on_device(device);
+    check_run(model.plan({both, in_file(file)}, both), model, with(400'000, 3), "in place");
+    CHECK((host ? memory : device.read()) == model.expected());
+  }
+}
+
+TEST(staged_begins_when_what_was_queued_before_is_done) {
+  NothingLeft nothing;
+  Model model(one_row(10'000), 2, 7);
+  Places places(model);
+  std::vector<unsigned char> other(model.bytes(), 0xFF);
+  device::Stream before = device::stream_create(0);
+  auto busy = std::make_unique<fake::Busy>(before);
+  Plan plan = places.plan(2, 0);
+  device::copy(0, before, reinterpret_cast<void*>(plan.segments[0].dst.at), other.data(), other.size());
+  std::thread later([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    busy.reset();
+  });
+  StagedOptions options = with(1 << 20, 2);
+  options.after = before;
+  check_run(plan, model, options, "after");
+  later.join();
+  CHECK(places.read(0) == model.expected());
+  device::stream_destroy(0, before);
+}
+
+TEST(staged_runs_may_overlap_in_time) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(100);
+  Model model(every_type(), 3, 8);
+  Places places(model);
+  std::vector<std::vector<unsigned char>> outs(4, std::vector<unsigned char>(model.bytes()));
+  std::vector<std::thread> callers;
+  for (auto& out : outs) {
+    callers.emplace_back([&] {
+      Plan plan = model.plan({places.source(0, 2), places.source(1, 0), places.source(2, 1)}, on_host(out));
+      StagedOutcome outcome = run_staged(plan, with(400'000, 2), kGoOn);
+      if (!outcome.finished || outcome.nonfinite != model.nonfinite()) out.clear();
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  for (const auto& out : outs) CHECK(out == model.expected());
+}
+
+TEST(staged_tells_when_everything_was_done) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(300);
+  Model model(one_row(400'000), 3, 9);
+  Places places(model);
+  Plan plan = places.plan(2, 2);
+  StagedOptions options = with(1 << 20, 2);
+  options.timeline = true;
+  StagedOutcome outcome = run_staged(plan, options, kGoOn);
+  std::uint64_t bytes = 0;
+  CHECK(outcome.timeline.size() > 4);
+  for (const ChunkTimes& times : outcome.timeline) {
+    bytes += times.bytes;
+    for (const double* span : {times.read, times.copy, times.kernel, times.back, times.write}) {
+      CHECK(span[0] <= span[1] && span[1] < 60);
+    }
+    CHECK(times.copy[1] <= times.kernel[1] && times.kernel[1] <= times.back[1]);
+    CHECK(times.read[0] <= times.write[0] && times.thread < 2);
+  }
+  CHECK(bytes >= 3 * 1'600'000 && bytes < 3 * 1'700'000);
+  CHECK(run_staged(plan, with(1 << 20, 2), kGoOn).timeline.empty());
+}
+
+TEST(staged_stops_at_a_short_file) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(100);
+  Model model(one_row(400'000), 2, 10);
+  Places places(model);
+  places.file(1).truncate(1'000'001);
+  for (int threads : {1, 4}) {
+    Error error = failure(places.plan(2, 0), with(400'000, threads));
+    CHECK(error.kind == ErrorKind::kShortRead);
+    CHECK(error.fd == places.file(1).fd());
+    CHECK(error.offset >= 1'000'001 && error.offset < 1'600'000);
+  }
+}
+
+TEST(staged_stops_where_nothing_can_be_read_or_written) {
+  NothingLeft nothing;
+  Model model(one_row(400'000), 2, 11);
+  Places places(model);
+  Place closed{0, 1 << 20, 0};
+  int full = ::open("/dev/full", O_WRONLY);
+  for (int threads : {1, 4}) {
+    Error read = failure(model.plan({places.source(0, 2), closed}, places.result(0)), with(400'000, threads));
+    CHECK(read.kind == ErrorKind::kRead && read.code == EBADF && read.fd == closed.fd);
+    Error write = failure(model.plan({places.source(0, 2), places.source(1, 0)}, {0, full, 0}), with(400'000, threads));
+    CHECK(write.kind == ErrorKind::kWrite && write.code == ENOSPC && write.fd == full);
+  }
+  ::close(full);
+}
+
+TEST(staged_stops_where_the_device_fails) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(200);
+  Model model(one_row(400'000), 2, 12);
+  Places places(model);
+  Plan plan = places.plan(2, 2);
+  for (int call : {1, 2, 5}) {
+    fake::failing_launch.store(call);
+    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kDevice);
+    fake::failing_wait.store(call);
+    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kDevice);
+  }
+  for (int call : {1, 2}) {
+    fake::failing_allocation.store(call);
+    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kMemory);
+  }
+  fake::failing_pinning.store(1);
+  CHECK(failure(plan, with(500'000, 3)).kind == ErrorKind::kMemory);
+  check_run(plan, model, with(400'000, 3), "afterwards");
+}
+
+TEST(staged_refuses_too_little_memory) {
+  Model model(one_row(1000), 2, 13);
+  Places places(model);
+  Plan plan = places.plan(2, 2);
+  CHECK(failure(plan, with(staged_memory(plan) - 1, 1)).kind == ErrorKind::kInvalid);
+  CHECK(failure(plan, with(0, 1)).kind == ErrorKind::kInvalid);
+}
+
+TEST(staged_is_stopped_by_its_tick) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(2000);
+  // Holes read as zeros: many chunks at no cost but time.
+  constexpr std::uint64_t kElements = 64u << 20;
+  File sparse, result;
+  sparse.truncate(4 * kElements);
+  Plan plan;
+  plan.sources = {{0, sparse.fd(), kF32}};
+  plan.weights = {1.0};
+  plan.weights_f32 = {1.0f};
+  append_segment(plan, {kElements, 0, 1, {0, result.fd(), kF32}, 1.0, kAccF64});
+  for (int threads : {1, 4}) {
+    int ticks = 0;
+    Tick stop_at_second = [&](std::uint64_t) { return ++ticks < 2; };
+    StagedOutcome outcome = run_staged(plan, with(1 << 20, threads), stop_at_second);
+    CHECK(!outcome.finished);
+    CHECK(ticks == 2);
+  }
+}
+
+TEST(staged_ends_its_threads_when_the_tick_throws) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(2000);
+  Model model({{4'000'000, kF32, false}}, 1, 14);
+  Places places(model);
+  Tick failing = [](std::uint64_t) -> bool { throw Error(ErrorKind::kIsa, "tick"); };
+  Error error = THROWN(run_staged(places.plan(2, 2), with(64 << 10, 4), failing));
+  CHECK(error.kind == ErrorKind::kIsa);
+}
+
+TEST(staged_of_nothing_needs_no_device) {
+  Plan empty;
+  CHECK(run_staged(empty, with(0, 4), kGoOn).finished);
+  Model model({{0, kF32, false}, {0, kRaw, false}}, 2, 15);
+  Places places(model);
+  check_run(places.plan(2, 0), model, with(staged_memory(places.plan(2, 0)), 4), "nothing");
+}
+
+#if !defined(__SANITIZE_THREAD__)  // which would notice as well, and end the program
+// The tests above would not be worth much if they passed on a device where nobody waits.
+TEST(staged_without_waiting_is_noticed) {
+  NothingLeft nothing;
+  fake::most_microseconds.store(3000);
+  Model model(one_row(300'000), 2, 16);
+  Places places(model);
+  for (std::atomic<bool>* fault : {&fake::streams_do_not_wait, &fake::hosts_do_not_wait}) {
+    bool noticed = false;
+    for (int i = 0; i < 20 && !noticed; ++i) {
+      fault->store(true);
+      run_staged(places.plan(2, 2), with(200'000, 2), kGoOn);
+      fault->store(false);
+      noticed = places.read(2) != model.expected();
+    }
+    CHECK(noticed);
+  }
+}
+#endif
+
+TEST(chunks_hold_every_element_once_in_order_and_fit) {
+  std::vector<RowSpec> rows = every_type();
+  rows.insert(rows.end(), 300, {3, kF16, false});
+  rows.insert(rows.end(), 50, {0, kF16, false});
+  Model model(rows, 3, 17);
+  Places places(model);
+  for (const SlotLayout& layout : {SlotLayout{}, SlotLayout{4096, 8192}}) {
+    for (int to : {0, 2}) {
+      Plan plan = places.plan(2, to);
+      std::size_t least = staged_minimum(plan, layout);
+      for (std::size_t slot : {least, least + 777, 10 * least, std::size_t{1} << 22}) {
+        StagedChunks chunks(plan, slot, layout);
+        std::size_t segment = 0;
+        std::uint64_t next = 0;
+        for (std::size_t c = 0; c < chunks.count(); ++c) {
+          CHECK(chunks.begin(c) < chunks.end(c));
+          std::size_t bytes = 0;
+          for (const Piece* piece = chunks.begin(c); piece < chunks.end(c); ++piece) {
+            while (next == plan.segments[segment].n) ++segment, next = 0;
+            CHECK(piece->segment == segment && piece->begin == next && piece->n > 0);
+            next += piece->n;
+            CHECK(next == plan.segments[segment].n || piece->n % kGranule == 0);
+            bytes += piece_bytes(plan, *piece, layout).all();
+          }
+          CHECK(bytes <= slot);
+        }
+        while (segment < plan.segments.size() && next == plan.segments[segment].n) ++segment, next = 0;
+        CHECK(segment == plan.segments.size());
+        CHECK(slot < std::size_t{1} << 22 || chunks.count() < 10);
+      }
+      CHECK(THROWN(StagedChunks(plan, least / 2, layout)).kind == ErrorKind::kInvalid);
+    }
+  }
+}

@@ -1,0 +1,62 @@
+"""What the native module says of CUDA where there is none, and which devices a build has code for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from pysoup import _native, ops
+from pysoup.cli import doctor
+
+
+def test_capabilities_say_why_there_is_no_device() -> None:
+    found = _native.capabilities()
+    assert len(found["cuda_names"]) == found["cuda_devices"]
+    assert bool(found["cuda_reason"]) == (found["cuda_devices"] == 0)
+    assert "\n" not in found["cuda_reason"]
+    assert found["cuda"] == bool(found["cuda_architectures"]) == bool(found["cuda_runtime"])
+
+
+@pytest.mark.parametrize(
+    ("architectures", "device", "runs"),
+    [
+        ("80 90 90-virtual", (8, 0), True),
+        ("80 90 90-virtual", (8, 6), True),  # machine code of 8.0 runs on all of 8
+        ("80 90 90-virtual", (7, 5), False),
+        ("80 90", (10, 0), False),
+        ("80 90 90-virtual", (12, 0), True),  # PTX is translated by the driver
+        ("90", (8, 9), False),
+        ("86", (8, 0), False),
+        ("80-virtual", (8, 9), True),
+        ("90-real", (9, 0), True),
+        ("", (8, 0), False),
+    ],
+)
+def test_build_runs_on_devices_of_its_architectures(architectures: str, device: tuple[int, int], runs: bool) -> None:
+    assert _native._runs_on(architectures, *device) == runs
+
+
+def test_tensors_of_the_cpu_have_no_accelerator() -> None:
+    assert ops.kernels_for(torch.zeros(1)) is None
+    assert ops.kernels_for_all([]) is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "text"),
+    [
+        ({"cuda": False}, "not built in"),
+        (
+            {"cuda": True, "cuda_names": [], "cuda_reason": "no CUDA-capable device is detected"},
+            "13.0 for 80, 90-virtual; no device: no CUDA-capable device is detected",
+        ),
+        (
+            {"cuda": True, "cuda_names": ["A (sm_80)", "B (sm_90)"], "cuda_reason": ""},
+            "13.0 for 80, 90-virtual; A (sm_80), B (sm_90)",
+        ),
+    ],
+)
+def test_doctor_says_in_one_line_what_cuda_can_do(facts: dict[str, Any], text: str) -> None:
+    built = {"cuda_runtime": "13.0", "cuda_architectures": ["80", "90-virtual"]}
+    assert doctor._cuda({**built, **facts}) == text
