@@ -37,7 +37,7 @@ build() {
   shift 2
   # shellcheck disable=SC2086 # CMAKE_ARGS holds several, as for setup.py
   cmake -S. -B"$folder" -GNinja -DCMAKE_CXX_COMPILER="$compiler" -DPYSOUP_NATIVE_TESTS=ON \
-    -DPYSOUP_SANITIZE="$sanitizers" "$@" ${CMAKE_ARGS:-} >"$work/log" || { cat "$work/log" >&2; exit 1; }
+    -DPYSOUP_SANITIZE="$sanitizers" -DPYSOUP_CUDA=OFF "$@" ${CMAKE_ARGS:-} >"$work/log" || { cat "$work/log" >&2; exit 1; }
   cmake --build "$folder" >"$work/log" || { cat "$work/log" >&2; exit 1; }
 }
 
@@ -58,12 +58,22 @@ for isa in $("$python" -c 'from pysoup import _native; print(*_native.capabiliti
 done
 caught 'runtime error: signed integer overflow' $builds/address/faults overflow
 $builds/address/native_tests
+# The kernels for GPUs, on the host. Without what lanes exchange, or wait for, their tests must fail.
+for suite in control dots logits; do
+  caught 'not so' env SOUP_EMULATE_WITHOUT=shuffles $builds/address/emulated_tests $suite
+done
+caught 'not so' env SOUP_EMULATE_WITHOUT=barriers $builds/address/emulated_tests control
+$builds/address/emulated_tests
 $builds/address/staged_tests
 
 printf -- '--- ThreadSanitizer\n'
 build $builds/thread thread -DPYSOUP_MODULE=OFF
 caught 'ThreadSanitizer: data race' "${unrandomised[@]}" $builds/thread/faults race
 "${unrandomised[@]}" $builds/thread/native_tests
+# A thread a lane: few rows will do.
+caught 'ThreadSanitizer: data race' env SOUP_EMULATE_WITHOUT=barriers "${unrandomised[@]}" \
+  $builds/thread/emulated_tests control
+"${unrandomised[@]}" $builds/thread/emulated_tests control few
 "${unrandomised[@]}" $builds/thread/staged_tests
 
 printf -- '--- The Python module under AddressSanitizer and UndefinedBehaviorSanitizer\n'

@@ -24,7 +24,7 @@ using Stream = std::uint64_t;  // a cudaStream_t, of whichever runtime: torch's 
 // What this build can do: "none", "cuda" or "emulated" (tests), and with what.
 struct Build {
   std::string kind;
-  std::string architectures;  // "80 90 90-virtual"
+  std::string architectures;  // "80-real 90", as CMake's CUDA_ARCHITECTURES: 90 with PTX for what is newer
   int runtime;                // 13000 for CUDA 13.0; 0 without
 };
 Build build();

@@ -247,11 +247,17 @@ def _cuda_devices() -> tuple[list[dict[str, Any]], str]:
 
 
 def _runs_on(architectures: str, major: int, minor: int) -> bool:
-    """Whether code for "80 90 90-virtual" runs on a device: machine code on its major's own, PTX on all newer ones."""
+    """Whether code for "80-real 90" runs on a device: machine code on its major's own, PTX on all newer ones.
+
+    The names are CMake's: a plain number is both, one with a letter only what it names, a word what was there to build.
+    """
     for name in architectures.split():
         number, _, kind = name.partition("-")
+        if not number.rstrip("af").isdecimal():  # "native", "all-major"
+            return True
         built = divmod(int(number.rstrip("af")), 10)
-        if built <= (major, minor) and (kind == "virtual" or built[0] == major):
+        has_ptx = kind != "real" and number.isdecimal()
+        if built <= (major, minor) and (has_ptx or built[0] == major):
             return True
     return False
 

@@ -32,7 +32,9 @@ def test_layering_of_this_tree_has_no_breach() -> None:
         ("csrc/cpu/a.h", "#  include <ATen/ATen.h>", "no torch"),
         ("csrc/cpu/a.cpp", "#include <pybind11/pybind11.h>", "pybind11 in csrc/bindings*.cpp only"),
         ("csrc/io/a.cpp", "#include <cuda_runtime.h>", "CUDA's headers in csrc/cuda only"),
+        ("csrc/device.h", "#include <cuda_runtime.h>", "CUDA's headers in csrc/cuda only"),
         ("csrc/io/a.cpp", '#include "../cpu/dispatch.h"', "siblings"),
+        ("csrc/cuda/a.cuh", '#include "../io/plan.h"', "siblings"),
         ("csrc/cpu/a.cpp", '#include "io/plan.h"', "siblings"),
     ],
 )
@@ -54,6 +56,8 @@ def test_layering_breach_is_found(path: str, text: str, rule: str, tmp_path: Pat
         ("pysoup/cli/x.py", "from ..demo import run\nfrom .. import _native"),
         ("csrc/cuda/a.cu", "#include <cuda_runtime.h>"),
         ("csrc/bindings.cpp", '#include <pybind11/pybind11.h>\n#include "io/plan.h"\n#include "cpu/dispatch.h"'),
+        ("csrc/bindings_device.cpp", '#include <pybind11/pybind11.h>\n#include "device.h"'),
+        ("csrc/bindings.h", "#include <pybind11/pybind11.h>"),
     ],
 )
 def test_layering_permits_what_the_rules_permit(path: str, text: str, tmp_path: Path) -> None:

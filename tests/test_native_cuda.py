@@ -25,7 +25,12 @@ def test_capabilities_say_why_there_is_no_device() -> None:
         ("80 90 90-virtual", (8, 0), True),
         ("80 90 90-virtual", (8, 6), True),  # machine code of 8.0 runs on all of 8
         ("80 90 90-virtual", (7, 5), False),
-        ("80 90", (10, 0), False),
+        ("80-real 90-real", (10, 0), False),
+        ("80-real 90", (10, 0), True),  # the default: CMake's plain 90 is PTX, too
+        ("80-real 90", (8, 9), True),
+        ("90a", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("native", (7, 5), True),
         ("80 90 90-virtual", (12, 0), True),  # PTX is translated by the driver
         ("90", (8, 9), False),
         ("86", (8, 0), False),

@@ -33,20 +33,31 @@ struct Area {
   Boxes<T> boxes;
 };
 
+// Blocks that a processor runs at once: what shared memory allows.
+template <class T, bool kBase, bool kRanks>
+constexpr int kBlocksAtOnce = sizeof(T) == 8     ? 4
+                              : kBase && !kRanks ? 5
+                                                 : 8;
+
+// Of what is no NaN.
+__device__ __forceinline__ float max_of(float a, float b) { return fmaxf(a, b); }
+__device__ __forceinline__ double max_of(double a, double b) { return fmax(a, b); }
+__device__ __forceinline__ float min_of(float a, float b) { return fminf(a, b); }
+__device__ __forceinline__ double min_of(double a, double b) { return fmin(a, b); }
+
 // Lanes of one, as the vectors of the CPU kernels.
 template <class T>
 struct OneLane {
   using Scalar = T;
   using V = T;
-  static SOUP_HD T broadcast(T x) { return x; }
-  static SOUP_HD float max(float a, float b) { return fmaxf(a, b); }
-  static SOUP_HD double max(double a, double b) { return fmax(a, b); }
-  static SOUP_HD T sub(T a, T b) { return a - b; }
-  static SOUP_HD T fma_each(T a, T b, T c) { return fused_multiply_add(a, b, c); }
-  static SOUP_HD float scaled(float p, float t) {
+  static __device__ __forceinline__ T broadcast(T x) { return x; }
+  static __device__ __forceinline__ T max(T a, T b) { return max_of(a, b); }
+  static __device__ __forceinline__ T sub(T a, T b) { return a - b; }
+  static __device__ __forceinline__ T fma_each(T a, T b, T c) { return fused_multiply_add(a, b, c); }
+  static __device__ __forceinline__ float scaled(float p, float t) {
     return bit_cast<float>(bit_cast<uint32_t>(p) + (bit_cast<uint32_t>(t) << 23));
   }
-  static SOUP_HD double scaled(double p, double t) {
+  static __device__ __forceinline__ double scaled(double p, double t) {
     return bit_cast<double>(bit_cast<uint64_t>(p) + (bit_cast<uint64_t>(t) << 52));
   }
 };

@@ -21,13 +21,9 @@ class Scorer {
  public:
   __device__ Scorer(const LogitArgs& args, const LogitGrid& grid, Area<T, kKeeps, kBase>& area, RowState* states,
                     unsigned long long* bad_row)
-      : args_(args),
-        grid_(grid),
-        area_(area),
-        group_(grid, area.boxes),
-        factors_(args),
-        states_(states),
-        bad_row_(bad_row) {
+      : args_(args), grid_(grid), area_(area), group_(grid, area.boxes), factors_(args) {
+    states_ = states;
+    bad_row_ = bad_row;
     store_ = grid.together ? 0 : group_.warp();
     int tile = store_ * kStripsPerWarp<T> * kPitch, row = tile + group_.row() * grid.strips * kPitch;
     tile_ = kKeeps ? area.values + tile : nullptr;
@@ -269,11 +265,6 @@ class Scorer {
     return {group_.largest(rest), member == taker, at};
   }
 
-  __device__ static float max_of(float a, float b) { return fmaxf(a, b); }
-  __device__ static double max_of(double a, double b) { return fmax(a, b); }
-  __device__ static float min_of(float a, float b) { return fminf(a, b); }
-  __device__ static double min_of(double a, double b) { return fmin(a, b); }
-
   // How many of the block are ahead of the label. Where the second is less than the label's value that is quickly said:
   // the best, unless it is the label itself, or equal and after it.
   __device__ int count_ahead(const Row& row, T target, T best, T second) const {
@@ -382,8 +373,8 @@ class Scorer {
   Area<T, kKeeps, kBase>& area_;
   const Group<T> group_;
   const Factors<T> factors_;
-  RowState* const states_;
-  unsigned long long* const bad_row_;
+  RowState* states_;
+  unsigned long long* bad_row_;
   const char* base_of_ = nullptr;  // the row whose base is in the area
   int store_;                      // whose part of the area is written to
   T target_ = 0;                   // of ranks alone: the label's value, and how many are ahead of it
@@ -393,12 +384,6 @@ class Scorer {
   T* mine_;  // the row's values, and its base's
   T* base_;
 };
-
-// Of a processor: what shared memory allows.
-template <class T, bool kBase, bool kRanks>
-constexpr int kBlocksAtOnce = sizeof(T) == 8     ? 4
-                              : kBase && !kRanks ? 5
-                                                 : 8;
 
 template <class T, uint8_t kType, bool kBase, bool kRanks>
 __global__ void __launch_bounds__(32 * kWarpsPerBlock<T>, kBlocksAtOnce<T, kBase, kRanks>)

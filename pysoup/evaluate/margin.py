@@ -47,7 +47,8 @@ class Margins:
         self._rows = self._rows or SampleRows(self._heldout)
         if self._parts is None:
             return
-        if not self._rows(logits, len(self._parts)):
+        # Labels of another shape, as a probability for each class, are for metrics of their own.
+        if not self._rows(logits, len(self._parts)) or labels.shape != logits.shape[:1]:
             self._parts = None
             return
         self._parts.append(margins(logits.detach(), labels.detach()))

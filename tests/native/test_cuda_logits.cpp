@@ -201,6 +201,17 @@ TEST(emulated_logits_score_as_on_a_cpu_whatever_the_classes) {
   }
 }
 
+// What ThreadSanitizer is shown: each way through the kernels, once.
+TEST(emulated_logits_of_few_rows_score_as_on_a_cpu) {
+  Random random(9);
+  check_case({kF32, kF32, false, 2, 9, 20, 0, 0, kTied, kEverything}, random);
+  check_case({kBF16, kF32, true, 3, 1, 700, 0, 0, kPlain, kEverything}, random);
+  check_case({kF16, kF16, true, 1, 2, 101, 0, 0, kOdd, 0}, random);
+  check_case({kF64, kF32, false, 1, 1, 1025, 0, 0, kTied, kEverything}, random);
+  check_case({kF32, kF32, false, 1, 1, 2500, 0, 0, kPlain, kNll}, random);
+  check_case({kBF16, kBF16, true, 1, 1, 4200, 0, 0, kPlain, kEverything}, random);
+}
+
 TEST(emulated_logits_of_several_blocks_score_as_on_a_cpu) {
   Random random(2);
   for (std::size_t classes : {8192u, 10000u}) {
