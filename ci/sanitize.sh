@@ -17,7 +17,8 @@ fail() {
 }
 
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+module=
+trap '[ -z "$module" ] || kill "$module" 2>/dev/null || true; rm -rf "$work"' EXIT
 
 printf 'int main() {}\n' >"$work/probe.cpp"
 for sanitizer in address undefined thread; do
@@ -45,21 +46,53 @@ build() {
 caught() {
   local report=$1
   shift
-  if "$@" >"$work/log" 2>&1; then fail "not noticed: $*"; fi
-  grep -q "$report" "$work/log" || { cat "$work/log" >&2; fail "no '$report' from: $*"; }
+  local log=$work/log.$BASHPID
+  if "$@" >"$log" 2>&1; then fail "not noticed: $*"; fi
+  grep -q "$report" "$log" || { cat "$log" >&2; fail "no '$report' from: $*"; }
   printf 'caught: %s\n' "$report"
 }
 
 printf -- '--- AddressSanitizer and UndefinedBehaviorSanitizer\n'
 build $builds/address address,undefined -DPython_EXECUTABLE="$python" \
   -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)"
+# The module's tests, at the same time as those in C++: in a tree of its own, where nothing can import the module without
+# sanitizers.
+(
+  mkdir "$work/tree"
+  tar -c --exclude='*.so' --exclude=__pycache__ pysoup tests pyproject.toml | tar -x -C "$work/tree"
+  cmake --install $builds/address --prefix "$work/tree" >/dev/null
+  runtimes="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
+  for runtime in $runtimes; do
+    [ -e "$runtime" ] || fail "$compiler has no shared $runtime to preload into Python"
+  done
+  cd "$work/tree"
+  # Leaks are the interpreter's own; its small allocations have to be visible, hence malloc.
+  instrumented() {
+    env LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$work/tree" "$python" "$@"
+  }
+  cat >overrun.py <<'PYTHON'
+"""A plan that says of a source that it has more elements than it has."""
+import ctypes
+
+from pysoup import _native
+from pysoup.columns import Columns, SourceColumn
+
+source, out = ctypes.create_string_buffer(256), ctypes.create_string_buffer(512)
+columns = Columns.in_memory([128], [ctypes.addressof(out)], bytes([1]), bytes([0]), 1.0)
+_native.run(columns.plan([SourceColumn.in_memory([ctypes.addressof(source)], bytes([1]), 1.0)]), threads=1)
+PYTHON
+  caught 'AddressSanitizer: heap-buffer-overflow' instrumented overrun.py
+  instrumented -m pytest -q -p no:cacheprovider "${python_tests[@]}"
+) >"$work/module" 2>&1 &
+module=$!
+
 for isa in $("$python" -c 'from pysoup import _native; print(*_native.capabilities()["isas"])'); do
   caught 'AddressSanitizer: heap-buffer-overflow' $builds/address/faults heap "$isa"
 done
 caught 'runtime error: signed integer overflow' $builds/address/faults overflow
 $builds/address/native_tests
 # The kernels for GPUs, on the host. Without what lanes exchange, or wait for, their tests must fail.
-for suite in control dots logits; do
+for suite in control dots logits_of_few; do
   caught 'not so' env SOUP_EMULATE_WITHOUT=shuffles $builds/address/emulated_tests $suite
 done
 caught 'not so' env SOUP_EMULATE_WITHOUT=barriers $builds/address/emulated_tests control
@@ -77,29 +110,5 @@ caught 'ThreadSanitizer: data race' env SOUP_EMULATE_WITHOUT=barriers "${unrando
 "${unrandomised[@]}" $builds/thread/staged_tests
 
 printf -- '--- The Python module under AddressSanitizer and UndefinedBehaviorSanitizer\n'
-# A tree of its own: nothing in it can import the module without sanitizers.
-mkdir "$work/tree"
-tar -c --exclude='*.so' --exclude=__pycache__ pysoup tests pyproject.toml | tar -x -C "$work/tree"
-cmake --install $builds/address --prefix "$work/tree" >/dev/null
-runtimes="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)"
-for runtime in $runtimes; do
-  [ -e "$runtime" ] || fail "$compiler has no shared $runtime to preload into Python"
-done
-cd "$work/tree"
-# Leaks are the interpreter's own; its small allocations have to be visible, hence malloc.
-instrumented() {
-  env LD_PRELOAD="$runtimes" ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH="$work/tree" "$python" "$@"
-}
-cat >overrun.py <<'PYTHON'
-"""A plan that says of a source that it has more elements than it has."""
-import ctypes
-
-from pysoup import _native
-from pysoup.columns import Columns, SourceColumn
-
-source, out = ctypes.create_string_buffer(256), ctypes.create_string_buffer(512)
-columns = Columns.in_memory([128], [ctypes.addressof(out)], bytes([1]), bytes([0]), 1.0)
-_native.run(columns.plan([SourceColumn.in_memory([ctypes.addressof(source)], bytes([1]), 1.0)]), threads=1)
-PYTHON
-caught 'AddressSanitizer: heap-buffer-overflow' instrumented overrun.py
-instrumented -m pytest -q -p no:cacheprovider "${python_tests[@]}"
+wait "$module" || { cat "$work/module" >&2; fail 'the Python module'; }
+cat "$work/module"

@@ -222,6 +222,7 @@ class _Part:
     ) -> tuple[tuple[int, int], list[int]]:
         """The threads and the bytes of buffers that were used, and the rows that are not finite."""
         if self.accelerator is not None:
+            self.accelerator.make_room(budget)
             device, stream = self.accelerator.index, self.accelerator.stream()
             return run_staged(self.plan, budget, threads, inputs, device=device, stream=stream, progress=progress)
         cold = cold_buffers(self.plan, budget, threads, inputs)

@@ -176,10 +176,10 @@ def read_margins(checkpoint: str | os.PathLike[str], samples: int) -> npt.NDArra
     import numpy as np
 
     try:
-        margins = np.load(margins_path(checkpoint), mmap_mode="r", allow_pickle=False)
-        fitting = isinstance(margins, np.ndarray) and margins.dtype == np.float32 and margins.shape == (samples,)
-        return np.array(margins) if fitting else None
-    except (OSError, ValueError, EOFError):
+        # Not numpy.load, which also takes archives, and has errors of their own for broken ones.
+        margins = np.lib.format.open_memmap(margins_path(checkpoint), mode="r")
+        return np.array(margins) if margins.dtype == np.float32 and margins.shape == (samples,) else None
+    except (OSError, ValueError):
         return None
 
 

@@ -72,7 +72,8 @@ def accuracy(path: Path, data: Data) -> float:
 
 def test_demo_writes_all_it_promises(finished: DemoResult) -> None:
     names = {str(path.relative_to(finished.output)) for path in finished.output.rglob("*") if path.is_file()}
-    models = {f"ingredients/model_{i:02d}{suffix}" for i in range(3) for suffix in (".safetensors", ".json", ".margins.npy")}
+    suffixes = (".safetensors", ".json", ".margins.npy")
+    models = {f"ingredients/model_{i:02d}{suffix}" for i in range(3) for suffix in suffixes}
     top = {"start", "soup", "uniform"}
     assert names == models | {f"{name}.safetensors" for name in top} | {
         "ingredients/sweep.json",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pysoup.checkpoint.find import find_checkpoints
 from pysoup.checkpoint.scores import select_top
-from pysoup.evaluate import HeldOut
+from pysoup.evaluate import HeldOut, Metric
 from pysoup.finetune import Hyperparameters, Sweep, fine_tune
 from pysoup.record import read_record
 
@@ -126,4 +126,17 @@ def test_nothing_is_written_of_models_without_a_row_of_logits_for_each_sample(tm
     (tmp_path / "model_00.margins.npy").write_bytes(b"of an earlier run")
     Sweep(tmp_path, net(), data(0), POINTS[:1], HeldOut(data(1), forward)).run()
     assert (tmp_path / "model_00.json").exists()
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_labels_that_are_probabilities_of_classes_train_without_margins(tmp_path: Path) -> None:
+    def soft(seed: int) -> tuple[Tensor, Tensor]:
+        x, labels = data(seed)
+        return x, torch.nn.functional.one_hot(labels, 3).float()
+
+    agree = Metric(lambda logits, labels: (logits.argmax(1) == labels.argmax(1)).double().mean(), "max", "agree")
+    Sweep(tmp_path, net(), soft(0), POINTS[:1], soft(1), metric=agree).run()
+    record = read_record(tmp_path / "model_00.safetensors")
+    assert record is not None
+    assert 0 <= record.score <= 1
     assert not list(tmp_path.glob("*.npy"))

@@ -48,6 +48,17 @@ def test_tensors_of_the_cpu_have_no_accelerator() -> None:
     assert ops.kernels_for_all([]) is None
 
 
+@pytest.mark.parametrize(("needed", "emptied"), [(100, False), (101, True)])
+def test_torch_gives_memory_back_where_the_driver_has_too_little(
+    monkeypatch: pytest.MonkeyPatch, needed: int, emptied: bool
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(None))
+    ops.Accelerator(torch.device("cuda", 0)).make_room(needed)
+    assert bool(calls) == emptied
+
+
 @pytest.mark.parametrize(
     ("facts", "text"),
     [

@@ -187,7 +187,9 @@ def test_recorded_margins_put_the_hardest_samples_first_without_a_pass(paths: li
     assert any(step.of and step.samples < step.of for step in soup.trace), "nothing was refused early"
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", np.zeros(3, np.float32), np.zeros(120, np.float64)])
+@pytest.mark.parametrize(
+    "content", [b"", b"no array", b"PK\x03\x04 no archive", np.zeros(3, np.float32), np.zeros(120, np.float64)]
+)
 def test_margins_that_do_not_fit_are_passed_over(paths: list[Path], content: bytes | np.ndarray) -> None:
     heldout = HeldOut(images())
     for path in paths:

@@ -34,7 +34,8 @@ class DeviceGuard {
     changed_ = device != before_;
   }
   ~DeviceGuard() {
-    if (changed_) (void)cudaSetDevice(before_);
+    // Failed, it is not to be blamed on the next launch either.
+    if (changed_ && cudaSetDevice(before_) != cudaSuccess) (void)cudaGetLastError();
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;

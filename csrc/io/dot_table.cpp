@@ -42,7 +42,7 @@ DotTableShape dot_table_shape(const DotPlan& plan) {
   shape.count = narrow(plan.count, "sources");
   shape.tiles = narrow(plan.tiles, "tiles");
   shape.groups = narrow((plan.count + kDotWarpGroup - 1) / kDotWarpGroup, "groups");
-  (void)checked(std::uint64_t{shape.tiles} * shape.groups, std::uint64_t{1} << 34, "warps");
+  (void)checked(std::uint64_t{shape.tiles} * shape.groups, (std::uint64_t{1} << 34) - 8, "warps");
   shape.segments_at = 0;
   shape.sources_at = aligned(plan.segments.size() * sizeof(DotSegment));
   shape.tiles_at = shape.sources_at + aligned(plan.at.size() * sizeof(DotSource));

@@ -8,7 +8,7 @@
 namespace soup {
 
 // The shape alone: how large the table is. Throws Error(kInvalid) for one of more than 2^32 - 1 segments, sources,
-// tiles, or 2^34 warps.
+// tiles, or 2^34 - 8 warps: 2^31 - 1 blocks.
 DotTableShape dot_table_shape(const DotPlan& plan);
 
 // Writes shape.bytes bytes; `table` must be aligned to 16. Addresses in the plan are those that the device uses; none

@@ -122,8 +122,10 @@ SumTableShape sum_table_shape(const Plan& plan, std::uint64_t many_tiles) {
   shape.rounds = narrow((tiles + many_tiles - 1) / many_tiles + (tiles == 0 ? 1 : 0), "rounds");
   std::uint64_t ends[kSumKinds] = {};
   for (const Segment& segment : plan.segments) {
-    (void)narrow(most_chunks(segment), "chunks in a segment");
-    ends[kind_of(segment)] += tiles_of(most_chunks(segment), shape.rounds);
+    std::uint64_t segment_tiles = tiles_of(most_chunks(segment), shape.rounds);
+    // The kernel numbers all chunks of whole tiles, beyond the segment's last one, in 32 bits.
+    (void)narrow(segment_tiles * kRoundChunks * shape.rounds, "chunks in a segment");
+    ends[kind_of(segment)] += segment_tiles;
   }
   tiles = 0;
   for (std::uint32_t kind = 0; kind < kSumKinds; ++kind) {

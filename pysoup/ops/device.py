@@ -56,6 +56,11 @@ class Accelerator:
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(torch.cuda.mem_get_info(self.device)[0]) + int(unused)
 
+    def make_room(self, nbytes: int) -> None:
+        """Where the driver has less than that left for others than torch, torch gives back what it does not use."""
+        if torch.cuda.mem_get_info(self.device)[0] < nbytes:
+            torch.cuda.empty_cache()
+
 
 _found: dict[torch.device, Accelerator | None] = {}
 

@@ -118,12 +118,10 @@ def run_plan(
         prepared.run(flags)
         assert flags is not None
         return flags
+    memory = max(memory, plan.staged_memory)
+    accelerator.make_room(memory)
     return _native.run_staged(
-        plan,
-        device=accelerator.index,
-        stream=accelerator.stream(),
-        threads=threads,
-        memory=max(memory, plan.staged_memory),
+        plan, device=accelerator.index, stream=accelerator.stream(), threads=threads, memory=memory
     )
 
 

@@ -191,13 +191,14 @@ _SIGNED = {
 def first_differences(rows: Sequence[Sequence[Tensor]]) -> list[int | None]:
     """For each row of tensors alike in shape and type: the first with other values than the row's first, if any.
 
-    For tensors without a mean. All rows have the same length; their device is waited for once.
+    For tensors without a mean. All rows have the same length; a device is waited for once.
     """
     if not rows or len(rows[0]) < 2:
         return [None] * len(rows)
     if rows[0][0].is_cpu:
         return [next((k for k, t in enumerate(row) if k and not torch.equal(t, row[0])), None) for row in rows]
-    flags = torch.stack([torch.stack([_differs(tensor, row[0]) for tensor in row[1:]]) for row in rows])
+    home = rows[0][0].device  # each row is on one device, not always the same
+    flags = torch.stack([torch.stack([_differs(tensor, row[0]) for tensor in row[1:]]).to(home) for row in rows])
     return [next((k for k, differs in enumerate(found, 1) if differs), None) for found in flags.tolist()]
 
 

@@ -133,8 +133,18 @@ def test_state_dicts_on_two_devices_are_refused_by_name() -> None:
     here, there = {"a": torch.ones(3), "b": torch.ones(3)}, {"a": torch.ones(3), "b": torch.ones(3).cuda()}
     with pytest.raises(IncompatibleError, match="'b': device differs: found cuda:0, expected cpu"):
         average_state_dicts([here, there])
-    with pytest.raises(IncompatibleError, match="'b': device differs: found cuda:0, expected cpu"):
+    with pytest.raises(IncompatibleError, match="several devices: found cpu and cuda:0, expected one device"):
         average_state_dicts([there, there])
+
+
+@pytest.mark.cuda
+def test_integers_may_be_on_other_devices_than_what_is_averaged() -> None:
+    given = [
+        {"a": torch.full((3,), k).float().cuda(), "m": torch.tensor(k), "n": torch.arange(4).cuda()} for k in (1, 3)
+    ]
+    found = average_state_dicts(given, integers="first")
+    assert found["a"].tolist() == [2, 2, 2]
+    assert (found["m"].item(), found["m"].is_cpu, found["n"].is_cuda) == (1, True, True)
 
 
 def test_bound_average_follows_its_tensors(on_device: Device) -> None:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Lanes as fibers, kept from launch to launch. A fiber is entered by swapcontext once and by _longjmp from then on,
 // which makes no system call.
+#undef _FORTIFY_SOURCE  // some distributions' compilers define it, and its longjmp refuses to go from stack to stack
 #include "emulate_block.h"
 
 #if !defined(SOUP_EMULATE_THREADS)
