@@ -30,8 +30,6 @@ namespace py = pybind11;
 namespace soup {
 namespace {
 
-py::ssize_t length(const py::buffer& column) { return column.request().size; }
-
 // Columns have one row a segment (S) or one a source and segment, source-major (K x S). A source whose fd is -2 takes
 // no part in that segment. Checked here: codes, counts and accumulators; the addresses themselves are the caller's
 // word.

@@ -67,6 +67,9 @@ class Raised {
   std::unique_ptr<pybind11::error_already_set> error_;
 };
 
+inline void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
+inline pybind11::ssize_t length(const pybind11::buffer& column) { return column.request().size; }
+
 void bind_device(pybind11::module_& m);                                           // bindings_device.cpp
 void bind_staged(pybind11::class_<BoundPlan, std::shared_ptr<BoundPlan>>& plan);  // bindings_staged.cpp
 void bind_logits(pybind11::module_& m);                                           // bindings_logits.cpp

@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace soup {
 namespace {
 
-void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
-
 py::dict device_build() {
   device::Build build = device::build();
   py::dict result;

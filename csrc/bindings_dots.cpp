@@ -17,10 +17,6 @@ namespace py = pybind11;
 namespace soup {
 namespace {
 
-void* pointer(std::uint64_t address) { return reinterpret_cast<void*>(address); }
-
-py::ssize_t length(const py::buffer& column) { return column.request().size; }
-
 // Columns have one row a segment (S), or one a source and segment, source-major (K x S). Addresses are the caller's
 // word.
 class Dots {
