@@ -12,8 +12,10 @@ export PIP_CONSTRAINT=$PWD/constraints.txt
 # The kernels for GPUs are compiled elsewhere, once and not for every Python.
 export CMAKE_ARGS="${CMAKE_ARGS:-} -DPYSOUP_CUDA=OFF"
 roots=$(command -v pyenv >/dev/null && printf '%s/versions' "$(pyenv root)" || true)
-for version in 3.10 3.11 3.12 3.13; do
-  python=
+
+# check VERSION: one Python, from its own environment to an average of files.
+check() {
+  local version=$1 python= candidate
   # A shim of a version manager may be on PATH and yet not run.
   for candidate in "python$version" "$roots/$version".*/bin/python; do
     if "$candidate" -c 'import ensurepip' 2>/dev/null; then
@@ -23,10 +25,25 @@ for version in 3.10 3.11 3.12 3.13; do
   done
   if [ -z "$python" ]; then
     printf -- '--- Python %s: none here, not tested\n' "$version"
-    continue
+    return
   fi
   printf -- '--- Python %s (%s)\n' "$version" "$python"
   "$python" -m venv "$work/$version"
   "$work/$version/bin/pip" install -qq "$work"/model_soups-*.tar.gz
-  (cd "$work" && "$work/$version/bin/python" - "$work/$version/bin/pysoup") <ci/smoke.py
+  mkdir "$work/in-$version"
+  (cd "$work/in-$version" && "$work/$version/bin/python" - "$work/$version/bin/pysoup") <ci/smoke.py
+}
+
+# All at once: much of an installation is waiting, or one thread.
+versions=(3.10 3.11 3.12 3.13)
+running=()
+for version in "${versions[@]}"; do
+  check "$version" >"$work/log-$version" 2>&1 &
+  running+=($!)
 done
+failed=0
+for i in "${!versions[@]}"; do
+  wait "${running[$i]}" || failed=1
+  cat "$work/log-${versions[$i]}"
+done
+exit "$failed"
