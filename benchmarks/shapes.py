@@ -46,8 +46,11 @@ def clip_vit_b32() -> dict[str, tuple[int, ...]]:
     }
 
 
-def vit(width: int, depth: int, patch: int, tokens: int, classes: int = 1000) -> dict[str, tuple[int, ...]]:
-    """A plain vision transformer under timm's names."""
+def vit(
+    width: int, depth: int, patch: int, tokens: int, classes: int = 1000, hidden: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """A plain vision transformer under timm's names; ``hidden`` is the width of its MLPs, 4 times its own if None."""
+    hidden = 4 * width if hidden is None else hidden
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, tokens, width),
@@ -65,9 +68,9 @@ def vit(width: int, depth: int, patch: int, tokens: int, classes: int = 1000) ->
             f"{block}.attn.proj.bias": (width,),
             f"{block}.norm2.weight": (width,),
             f"{block}.norm2.bias": (width,),
-            f"{block}.mlp.fc1.weight": (4 * width, width),
-            f"{block}.mlp.fc1.bias": (4 * width,),
-            f"{block}.mlp.fc2.weight": (width, 4 * width),
+            f"{block}.mlp.fc1.weight": (hidden, width),
+            f"{block}.mlp.fc1.bias": (hidden,),
+            f"{block}.mlp.fc2.weight": (width, hidden),
             f"{block}.mlp.fc2.bias": (width,),
         }
     return shapes | {
@@ -91,6 +94,14 @@ def vit_s16() -> dict[str, tuple[int, ...]]:
 def vit_l14() -> dict[str, tuple[int, ...]]:
     """ViT-L/14: 304 M parameters in 296 tensors, the large model."""
     return vit(1024, 24, 14, 257)
+
+
+def vit_g14(depth: int = 48) -> dict[str, tuple[int, ...]]:
+    """ViT-G/14, the paper's largest model: 1.84 B parameters (Zhai et al., arXiv 2106.04560, Table 2), for 224 pixels.
+
+    Width 1664, 48 layers, MLPs of 8192, and a head for the 1000 classes of ImageNet; fewer layers for a try.
+    """
+    return vit(1664, depth, 14, 257, hidden=8192)
 
 
 def many_small(tensors: int = 1000, elements: int = 1000) -> dict[str, tuple[int, ...]]:
