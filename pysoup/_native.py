@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -183,7 +184,9 @@ def check_device(name: str) -> int | None:
         devices, reason = _cuda_devices()
         absent = reason or f"{len(devices)} CUDA devices"
         found = "a device that this build has no code for" if index < len(devices) else absent
-        raise BackendError(f"{name} cannot be used", found=found, expected="see pysoup doctor")
+        found = (index < len(devices) and devices[index]["error"]) or found
+        expected = "a CUDA device that pysoup doctor lists as usable"
+        raise BackendError(f"{name} cannot be used", found=found, expected=expected)
     return index
 
 
@@ -239,11 +242,20 @@ def _cuda_devices() -> tuple[list[dict[str, Any]], str]:
     """The devices present, and one line that says why there are none. Asked once: the question starts the driver."""
     native = load()
     build = native.device_build()
-    devices = [native.device_properties(index) for index in range(native.device_count())]
+    devices = [_properties(native, index) for index in range(native.device_count())]
     for device in devices:
         is_emulated = build["kind"] == "emulated"
-        device["usable"] = is_emulated or _runs_on(build["architectures"], device["major"], device["minor"])
+        has_code = is_emulated or _runs_on(build["architectures"], device["major"], device["minor"])
+        device["usable"] = has_code and not device["error"]
     return devices, str(native.device_why_none())
+
+
+def _properties(native: ModuleType, index: int) -> dict[str, Any]:
+    """Of a device, with what is wrong with it as ``error``: another one may do."""
+    try:
+        return {**native.device_properties(index), "error": ""}
+    except native.NativeError as error:
+        return {"name": "", "major": 0, "minor": 0, "error": str(error.args[0])}
 
 
 def _runs_on(architectures: str, major: int, minor: int) -> bool:
@@ -280,6 +292,38 @@ def run_dots(plan: Any, *, threads: int, out: int) -> None:
         raise BackendError(str(error.args[0])) from None
 
 
+def plan_streamed_dots(**columns: Any) -> Any:
+    """The plan of inner products with sources in memory or files, or, with ``pairs``, of all pairs of the sources.
+
+    It has ``bytes``, ``width`` (products a segment), ``minimum_buffer`` and ``memory_for_sums`` (bytes).
+    """
+    native = load()
+    try:
+        return native.StreamedDots(**columns)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
+def run_streamed_dots(
+    plan: Any,
+    *,
+    threads: int,
+    buffer_bytes: int,
+    progress: Callable[[int], object] | None = None,
+    direct: bool = False,
+) -> array[float]:
+    """The products, f64, ``[width, S]``; options are those of :func:`run`, failed reads ``NativeError`` as there."""
+    native = load()
+    out = array("d", bytes(8 * plan.width * plan.segments))
+    try:
+        plan.run(active_isa(), threads, buffer_bytes, out, progress, direct)
+    except native.NativeError as error:
+        if error.args[1] in ("read", "short_read"):
+            raise
+        raise BackendError(str(error.args[0])) from None
+    return out
+
+
 def launch_dots(plan: Any, *, device: int, stream: int, table: int, scratch: int, out: int) -> None:
     """Puts a plan of inner products on a device's stream; ``table`` and ``scratch`` are addresses there."""
     native = load()
@@ -312,6 +356,8 @@ def capabilities() -> dict[str, Any]:
 
 
 def _device_name(device: Mapping[str, Any]) -> str:
+    if device["error"]:
+        return str(device["error"])
     missing = "" if device["usable"] else ", not built for it"
     return f"{device['name']} (sm_{device['major']}{device['minor']}{missing})"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _native
+from .buffers import check_budget, fit_buffers, staged_minimum
 from .checkpoint import (
     Checkpoint,
     agreement,
@@ -21,12 +22,14 @@ from .checkpoint import (
 from .checkpoint.find import open_found
 from .checkpoint.output.preflight import check_space
 from .dtypes import parse_float
-from .file_plan import FilePlan, Member, check_budget, fit_buffers, staged_minimum
+from .file_plan import FilePlan, Member
 from .integers import check_policy
+from .names import NameFilter, Patterns, Rest, check_rest
 from .output import OutputRequest, output_types, output_writer
 from .remarks import input_notes, key_notes, nonfinite_notes
+from .selection import Selection
 from .sizes import parse_size
-from .weights import check_weights, mix
+from .weights import Laws, Weights
 
 # What the rest of the process and the output's shards may have open.
 _OTHER_DESCRIPTORS = 1024
@@ -62,7 +65,7 @@ class AverageReport:
 def average_checkpoints(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Checkpoint],
     output: str | os.PathLike[str],
-    weights: Sequence[float] | None = None,
+    weights: Weights | None = None,
     *,
     dtype: object = None,
     memory: str | int = "64MiB",
@@ -70,6 +73,9 @@ def average_checkpoints(
     integers: str = "auto",
     keys: str = "same",
     normalize: bool = True,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    rest: Rest = "drop",
     entry: str | None = None,
     shard_size: str | int | None = None,
     overwrite: bool = False,
@@ -87,11 +93,16 @@ def average_checkpoints(
     input (or of at most ``shard_size`` bytes), its config and tokenizer files and a model card.
 
     ``weights`` are K numbers, normalised to sum 1 unless ``normalize=False``; an ingredient of weight 0 is checked but
-    not read. ``dtype`` is the floating-point type of the output, required where the inputs' types differ. ``memory``
-    bounds the buffers (bytes, or text such as ``"64MiB"``), in all and over all threads; large files that are not in
-    the page cache are read past it, by more than ``threads`` threads. ``keys="intersection"`` keeps the tensors that
-    all inputs have, ``"union"`` averages each over the inputs that have it, not all of them of weight 0.
+    not read. They may differ by tensor: a mapping of the names of all averaged tensors to K numbers each, of which the
+    report and the output's metadata have the mean over all elements. ``dtype`` is the floating-point type of the
+    output, required where the inputs' types differ. ``memory`` bounds the buffers (bytes, or text such as ``"64MiB"``),
+    in all and over all threads; large files that are not in the page cache are read past it, by more than ``threads``
+    threads. ``keys="intersection"`` keeps the tensors that all inputs have, ``"union"`` averages each over the inputs
+    that have it, not all of them of weight 0.
     ``integers``: see :func:`pysoup.average_state_dicts`. ``progress`` gets (bytes done, bytes in all).
+
+    ``include`` and ``exclude`` are patterns on the names (see :class:`pysoup.names.NameFilter`). In what they leave out
+    the inputs may differ. The output is without it (``rest="drop"``), or has it as the first input does (``"first"``).
 
     ``device="cuda"`` (the first one) or ``"cuda:1"`` sums on that GPU: the same bits, by way of ``memory`` bytes of
     pinned memory and as many on the device. A disk or a page cache that feeds the CPU is not sped up by it.
@@ -109,29 +120,39 @@ def average_checkpoints(
     gpu = _native.check_device(device)
     check_policy(integers)
     wanted = None if dtype is None else parse_float(dtype)
+    chosen = NameFilter.of(include, exclude)
+    check_rest(rest, chosen)
     notes: list[str] = []
     checkpoints = open_found(paths, entry, notes)
-    values = check_weights(weights, len(checkpoints))
-    checkpoints, matched = align_names(checkpoints, keys)  # type: ignore[arg-type]
+    laws = Laws(weights, len(checkpoints), normalize=normalize)
+    common = "intersection" if chosen and keys == "same" else keys  # they may differ in what is left out
+    checkpoints, matched = align_names(checkpoints, common)  # type: ignore[arg-type]
+    selection = Selection(chosen, rest, checkpoints)
+    checkpoints = selection.checkpoints
     names, aliases = agreement(checkpoints, keys)  # type: ignore[arg-type]
     for checkpoint in checkpoints:
         refuse_scaled_f8(checkpoint)
-    types = output_types(checkpoints, names, wanted)
-    overall = mix(values, range(len(checkpoints)), normalize=normalize)
+    names, aliases = selection.with_rest(names, aliases)
+    types = output_types(selection.output, names, wanted)
+    overall = laws.overall(len(checkpoints), selection.averaged(names, types))
     settings = _settings(
         normalize=normalize,
         dtype=None if wanted is None else wanted.short,
         integers=integers,
         keys=keys,
         entry=entry,
+        weights="by tensor" if laws.by_tensor else None,
+        include="|".join(chosen.include) or None,
+        exclude="|".join(chosen.exclude) or None,
+        rest=rest if rest == "first" else None,
         **{"shard-size": None if shard_size is None else str(shard_size)},
     )
     request = OutputRequest(Path(output), wanted, shard_size, overwrite, settings)
-    writer = output_writer(request, checkpoints, names, types, aliases, overall)
+    writer = output_writer(request, selection.output, names, types, aliases, overall)
     writer.check()
 
-    members = [Member(checkpoints[k], k) for k in overall.members]
-    plan = FilePlan(members, names, types, integers, lambda present: mix(values, present, normalize=normalize))
+    members = [Member(checkpoints[k], k) for k in overall.members] + selection.members
+    plan = FilePlan(members, names, types, integers, selection.law(laws.of))
     if plan.scratch_bytes:
         check_space(Path(output), writer.nbytes + plan.scratch_bytes)
     report = AverageReport(
@@ -139,7 +160,7 @@ def average_checkpoints(
         inputs=[str(c.path) for c in checkpoints],
         weights=all_shares(overall.members, overall.shares, len(checkpoints)),
         tensors=len(names),
-        parameters=sum(math.prod(_entry_shape(checkpoints, n)) for n in names),
+        parameters=sum(math.prod(_entry_shape(selection.output, n)) for n in names),
         bytes_read=plan.bytes_read,
         bytes_written=writer.nbytes,
         memory_bytes=0,
@@ -149,6 +170,7 @@ def average_checkpoints(
         dry_run=dry_run,
         notes=[*notes, *matched, *input_notes(checkpoints), *key_notes(checkpoints, names, aliases, keys)],
     )
+    report.notes += selection.notes
     if writer.carried:
         report.notes.append(f"copied from the first input: {', '.join(writer.carried)}")
     if "config.json" in writer.rewritten:

@@ -17,11 +17,13 @@ from torch import Tensor
 from . import _native, ops
 from .bound import BoundAverage
 from .checkpoint import Checkpoint, open_checkpoint
-from .columns import ACC_F32, ACC_F64, HOST, MEMORY, Columns, SourceColumn, accumulator
-from .dtypes import F32, F64, DType
+from .columns import ACC_F32, ACC_F64, MEMORY, Columns, SourceColumn, accumulator
+from .dtypes import F64, DType
 from .errors import IncompatibleError, SoupError, WeightsError
 from .ingredient import Ingredient, Layout, Slot
 from .integers import check_policy
+from .names import NameFilter, Patterns
+from .running_sum import SMALL_SCALE, RunningSum, offsets_of
 from .sizes import parse_size
 from .tables import StateDict, merge_integers
 from .targets import Targets
@@ -29,8 +31,6 @@ from .targets import Targets
 # The f32 sum is kept 2^-16 smaller: exact for all types of 16 bits and fewer, and a sum that would overflow f32 on the
 # way to a finite mean is not lost. See the contract in csrc/kernels.h.
 _F32_SCALE = 2.0**-16
-# f64 inputs can overflow f64 itself; for them a second sum is kept that much smaller, and used only where it matters.
-_F64_SCALE = 2.0**-64
 
 Source = torch.nn.Module | StateDict | Checkpoint | str | os.PathLike[str]
 
@@ -39,24 +39,37 @@ class Averager:
     """The average of models that arrive one at a time.
 
     ``spec`` fixes names, shapes and the dtypes of the result: a module, a state dict, a :class:`Checkpoint` or the path
-    of one. ``integers`` is the policy for tensors without a mean (see :func:`pysoup.average_state_dicts`). Files are
-    streamed through ``memory`` bytes of buffers. Beside the sum (4 bytes a parameter where everything has 16 bits or
-    fewer, else 8) nothing is held. Of a model on a CUDA device the sum is there, too, where it takes at most half of
-    what is free, else in host memory; the bits do not depend on it.
+    of one. ``include`` and ``exclude`` are patterns on the names (see :class:`pysoup.names.NameFilter`): what they
+    leave out is in no new result, stays as it is in ``out``, and models need not have it. ``integers`` is the policy
+    for tensors without a mean (see :func:`pysoup.average_state_dicts`). Files are streamed through ``memory`` bytes of
+    buffers. Beside the sum (4 bytes a parameter where everything has 16 bits or fewer, else 8; 16 for f64 models)
+    nothing is held.
+
+    Of a model on a CUDA device the sum is there, too, where it takes at most half of what is free. Else it is in host
+    memory, up to ``sum_memory`` bytes, and beyond that in a temporary file without a name in ``TMPDIR``, whose space is
+    reserved by the first :meth:`add`. Without ``sum_memory`` half of the memory that is free then is the limit, if
+    there is room for the file. The bits do not depend on it; :attr:`sum_place` says where it is.
     """
 
     def __init__(
-        self, spec: Source, *, integers: str = "auto", threads: int | None = None, memory: str | int = "8MiB"
+        self,
+        spec: Source,
+        *,
+        include: Patterns = (),
+        exclude: Patterns = (),
+        integers: str = "auto",
+        threads: int | None = None,
+        memory: str | int = "8MiB",
+        sum_memory: str | int | None = None,
     ) -> None:
         if isinstance(spec, (str, os.PathLike)):
             spec = open_checkpoint(spec)
-        self._layout = Layout.of(spec)
+        self._layout = Layout.of(spec, NameFilter.of(include, exclude))
         self._integers = check_policy(integers)
         self._threads = _native.threads_or_default(threads)
         self._memory = parse_size(memory)
-        self._sum_on: ops.Accelerator | None = None
-        self._sum: dict[int, Tensor] = {}
-        self._small_sum: Tensor | None = None
+        budget = None if sum_memory is None else parse_size(sum_memory)
+        self._sum = RunningSum(self._layout.accelerator, budget, self._threads, self._memory)
         self.reset()
 
     def reset(self) -> None:
@@ -68,8 +81,10 @@ class Averager:
         self._nonfinite: list[int] | Tensor = []
         self._integer_values: dict[str, Tensor] = {}
         self._accumulators: list[int] = []
-        self._offsets: list[int] = []
+        self._offsets: Sequence[int] = []
         self._first_dtypes: list[DType] = []
+        self._flagged: list[int] | Tensor = []
+        """The slots whose sum is not finite, as the last addition found."""
 
     @property
     def nonfinite(self) -> list[str]:
@@ -77,12 +92,23 @@ class Averager:
         self._nonfinite = ops.rows_of(self._nonfinite)
         return [self._layout.slots[row].name for row in self._nonfinite]
 
+    @property
+    def sum_place(self) -> str:
+        """Where the sum is: ``"memory"``, ``"file"`` or the device's name; ``""`` before the first model."""
+        return self._sum.place
+
+    @property
+    def sum_host_bytes(self) -> int:
+        """Bytes of host memory that the sum takes."""
+        return self._sum.host_bytes
+
     def add(self, source: Source, weight: float = 1.0) -> None:
         """Adds one model. With weights other than 1 the result is the weighted sum over the sum of the weights.
 
         A model of weight 0 is only checked (names, shapes, kinds): its weights are not read and it does not count.
-        Raises :class:`IncompatibleError` (names, shapes, kinds of tensor) and :class:`CheckpointError` (files).
-        An error in the middle of a pass leaves the sum undefined: the averager is reset.
+        Raises :class:`IncompatibleError` (names, shapes, kinds of tensor), :class:`CheckpointError` (files) and
+        :class:`OutputError` where the disk has no room for a sum that has to be in a file. An error in the middle of a
+        pass leaves the sum undefined: the averager is reset.
         """
         weight = _checked(weight)
         with Ingredient.of(source, self._layout) as ingredient:
@@ -90,12 +116,13 @@ class Averager:
                 return
             if self.count == 0:
                 self._choose_accumulators(ingredient)
-                self._allocate(ingredient)
-            ingredient.take_to(self._sum_on)
+                self._sum.make(self._sizes, small=_has_f64(ingredient))
+            ingredient.take_to(self._sum.accelerator or ingredient.accelerator)
             self._check_dtypes(ingredient)
             integers = self._merged_integers(ingredient)
             try:
-                self._watch_overflow(ingredient)
+                if not self._sum.has_small and _has_f64(ingredient):
+                    self._sum.begin_small()
                 self._add_floats(ingredient, weight)
             except BaseException:
                 self.reset()
@@ -157,76 +184,46 @@ class Averager:
         slots = self._layout.slots
         self._first_dtypes = ingredient.dtypes
         self._accumulators = [accumulator([d], s.dtype) for s, d in zip(slots, ingredient.dtypes, strict=True)]
-        sizes = {ACC_F32: 0, ACC_F64: 0}
-        self._offsets = []
-        for slot, acc in zip(slots, self._accumulators, strict=True):
-            self._offsets.append(sizes[acc])
-            sizes[acc] += slot.elements
-        self._sizes = sizes
-
-    def _allocate(self, ingredient: Ingredient) -> None:
-        wide = any(d == F64 for d in ingredient.dtypes)
-        sizes = {acc: sums.numel() for acc, sums in self._sum.items()}
-        if sizes != self._sizes:
-            self._sum, self._small_sum = {}, None
-            self._sum_on = self._place_of_sum(wide)
-            self._sum = {acc: self._new_sum(acc) for acc in self._sizes}
-        self._small_sum = self._new_sum(ACC_F64).zero_() if wide else None
-
-    def _new_sum(self, acc: int) -> Tensor:
-        dtype = torch.float32 if acc == ACC_F32 else torch.float64
-        return ops.fresh([self._sizes[acc]], dtype, None if self._sum_on is None else self._sum_on.device)
-
-    def _place_of_sum(self, wide: bool) -> ops.Accelerator | None:
-        """The model's device if the sum takes at most half of what is free on it: activations need room beside it."""
-        needed = 4 * self._sizes[ACC_F32] + (16 if wide else 8) * self._sizes[ACC_F64]
-        home = self._layout.accelerator
-        return home if home is not None and needed <= home.free_bytes() // 2 else None
-
-    def _watch_overflow(self, ingredient: Ingredient) -> None:
-        """Starts the smaller sum with the first f64 model, from a sum of others, which is finite: scaling is exact."""
-        if self._small_sum is None and any(d == F64 for d in ingredient.dtypes):
-            self._small_sum = self._sum[ACC_F64] * _F64_SCALE
+        self._offsets, self._sizes = offsets_of(self._accumulators, [slot.elements for slot in slots])
 
     def _check_dtypes(self, ingredient: Ingredient) -> None:
         for slot, one, other in zip(self._layout.slots, self._first_dtypes, ingredient.dtypes, strict=True):
             _check_width(slot, one, other, ingredient.label)
 
-    def _sum_column(self, factor_f32: float, place: int = MEMORY) -> SourceColumn:
-        """The running sum as a source or a destination; ``factor_f32`` undoes the scale of the f32 part."""
-        starts = {acc: ops.addresses([buffer])[0] for acc, buffer in self._sum.items()}
-        sums = SourceColumn()
-        for acc, offset in zip(self._accumulators, self._offsets, strict=True):
-            if acc == ACC_F32:
-                sums.add(starts[acc] + 4 * offset, place, F32.native, factor_f32)
-            else:
-                sums.add(starts[acc] + 8 * offset, place, F64.native, 1.0)
-        return sums
-
     def _add_floats(self, ingredient: Ingredient, weight: float) -> None:
-        sums = self._sum_column(1.0)
+        run_on = ingredient.run_on
+        sums = self._sum.column(self._accumulators, self._offsets, run_on)
         factors = [weight * _F32_SCALE if acc == ACC_F32 else weight for acc in self._accumulators]
-        self._accumulate(ingredient, sums, factors)
-        if self._small_sum is None:
-            return
-        start = ops.addresses([self._small_sum])[0]
-        small = SourceColumn()
-        for acc, offset in zip(self._accumulators, self._offsets, strict=True):
-            # Tensors with an f32 sum cannot overflow and have no place here; `only` leaves them out.
-            wide = acc == ACC_F64
-            small.add(start + 8 * offset if wide else 0, MEMORY, (F64 if wide else F32).native, 1.0)
-        self._accumulate(ingredient, small, [weight * _F64_SCALE] * len(factors), only=ACC_F64)
+        self._flagged = self._accumulate(ingredient, sums, factors)
+        if self._sum.has_small:
+            small = self._sum.small_column(self._accumulators, self._offsets, run_on)
+            self._accumulate(ingredient, small, [weight * SMALL_SCALE] * len(factors), only=ACC_F64)
 
     def _accumulate(
         self, ingredient: Ingredient, sums: SourceColumn, factors: Sequence[float], only: int | None = None
-    ) -> None:
+    ) -> list[int] | Tensor:
         """``sums += factors * ingredient`` in one native call; ``only`` leaves out the other accumulator's tensors."""
         target = Columns()
-        for slot, at, dtype, acc in zip(self._layout.slots, sums.at, sums.dtype, self._accumulators, strict=True):
+        for slot, at, fd, dtype, acc in zip(
+            self._layout.slots, sums.at, sums.fd, sums.dtype, self._accumulators, strict=True
+        ):
             elements = slot.elements if only in (None, acc) else 0
-            target.add(elements, at, MEMORY, dtype, acc, 1.0)
+            target.add(elements, at, fd, dtype, acc, 1.0)
         sources = [sums] if self.count else []
-        ingredient.run(target.plan([*sources, ingredient.column(factors)]), self._threads, self._memory)
+        plan = target.plan([*sources, ingredient.column(factors)])
+        run_on = ingredient.run_on
+        staged = self._sum.is_apart(run_on) or ingredient.is_staged
+        return self._run(plan, run_on, ingredient, staged)
+
+    def _run(
+        self, plan: Any, run_on: ops.Accelerator | None, ingredient: Ingredient | None, staged: bool
+    ) -> list[int] | Tensor:
+        """As :func:`pysoup.ops.run_plan`; what cannot be read or written is named."""
+        try:
+            return ops.run_plan(plan, run_on, threads=self._threads, memory=self._memory, staged=staged)
+        except _native.load().NativeError as error:
+            found = self._sum.blame(error) or (None if ingredient is None else ingredient.blame(error))
+            raise found or SoupError(str(error.args[0])) from None
 
     def _merged_integers(self, ingredient: Ingredient) -> dict[str, Tensor]:
         if not self.count:
@@ -245,21 +242,17 @@ class Averager:
             raise WeightsError("weights cannot be normalised", found="sum 0", expected="a finite sum other than 0")
         targets = Targets(self._layout, self._accumulators, out, ingredient, self._run_on(out))
         overflowed = {i: self._quotient(i, targets) for i in self._overflowed()}
-        columns = Columns()
-        for i, (slot, acc) in enumerate(zip(self._layout.slots, self._accumulators, strict=True)):
-            flat = overflowed.get(i, targets.flats[i])
-            columns.add(slot.elements, ops.addresses([flat])[0], MEMORY, ops.dtype_of(flat).native, acc, divisor)
-        apart = targets.accelerator is not None and targets.accelerator is not self._sum_on
-        sources = [self._sum_column(1.0 / _F32_SCALE, HOST if apart else MEMORY)] if self.count else []
-        staged = apart and bool(self.count)
-        if ingredient is None:
-            self._nonfinite = ops.run_plan(
-                columns.plan(sources), targets.accelerator, threads=self._threads, memory=self._memory, staged=staged
-            )
-        else:
-            plan = columns.plan([*sources, ingredient.column([weight] * len(targets.flats))])
-            self._nonfinite = ingredient.run(plan, self._threads, self._memory, staged=staged)
+        flats = [overflowed.get(i, flat) for i, flat in enumerate(targets.flats)]
+        self._nonfinite = []
+        for run_on, rows in targets.parts.items():
+            found = self._average(flats, rows, run_on, ingredient, weight)
+            if len(targets.parts) == 1:
+                self._nonfinite = found
+            else:
+                self._nonfinite = sorted([*ops.rows_of(self._nonfinite), *(rows[i] for i in ops.rows_of(found))])
         for i, quotient in overflowed.items():
+            if ingredient is not None:
+                ingredient.take_to(targets.accelerators[i])
             mended = self._mended(i, quotient, ingredient, weight, divisor)
             ops.weighted_sum([[mended]], [1.0], [targets.flats[i].view(-1)], 1.0, threads=self._threads)
             others = [row for row in ops.rows_of(self._nonfinite) if row != i]
@@ -267,39 +260,63 @@ class Averager:
             self._nonfinite = others if whole else sorted([*others, i])
         return targets.deliver(integers)
 
+    def _average(
+        self,
+        flats: Sequence[Tensor],
+        rows: Sequence[int],
+        run_on: ops.Accelerator | None,
+        ingredient: Ingredient | None,
+        weight: float,
+    ) -> list[int] | Tensor:
+        """Writes the slots in ``rows``, all in memory of one device or (None) the CPU's, by one native call there."""
+        divisor = self.total + weight
+        columns, sources = Columns(), []
+        for i in rows:
+            at, code = ops.addresses([flats[i]])[0], ops.dtype_of(flats[i]).native
+            columns.add(self._layout.slots[i].elements, at, MEMORY, code, self._accumulators[i], divisor)
+        if self.count:
+            sums = self._sum.column(self._accumulators, self._offsets, run_on, 1.0 / _F32_SCALE)
+            sources.append(sums.only(rows))
+        if ingredient is not None:
+            ingredient.take_to(run_on)
+            sources.append(ingredient.column([weight] * len(rows), rows))
+        staged = bool(self.count) and self._sum.is_apart(run_on)
+        staged = staged or (ingredient is not None and ingredient.is_staged_in(rows))
+        return self._run(columns.plan(sources), run_on, ingredient, staged)
+
     def _run_on(self, out: Any) -> ops.Accelerator | None:
         """The device of the sum; before there is one, for new tensors, the model's. None: where ``out`` is."""
         if self.count:
-            return self._sum_on
+            return self._sum.accelerator
         return self._layout.accelerator if out is None else None
 
     def _quotient(self, index: int, targets: Targets) -> Tensor:
-        device = None if targets.accelerator is None else targets.accelerator.device
+        device = targets.flats[index].device
         return torch.empty(self._layout.slots[index].elements, dtype=torch.float64, device=device)
 
     def _overflowed(self) -> list[int]:
-        """The slots with sums of f64 inputs that are not finite, in f64 itself. Reads those sums once."""
-        if self._small_sum is None or not self.count:
+        """The slots whose sums of f64 inputs are not finite, in f64 itself. Waits for the device that found them."""
+        if not self._sum.has_small or not self.count:
             return []
-        wide = [i for i, acc in enumerate(self._accumulators) if acc == ACC_F64]
-        return [i for i in wide if not bool(torch.isfinite(self._part(self._sum[ACC_F64], i)).all())]
-
-    def _part(self, sums: Tensor, index: int) -> Tensor:
-        begin = self._offsets[index]
-        return sums[begin : begin + self._layout.slots[index].elements]
+        self._flagged = ops.rows_of(self._flagged)
+        return [row for row in self._flagged if self._accumulators[row] == ACC_F64]
 
     def _mended(
         self, index: int, quotient: Tensor, ingredient: Ingredient | None, weight: float, divisor: float
     ) -> Tensor:
         """A slot's f64 quotients; where the sum overflowed, they are taken from the second, smaller sum."""
-        assert self._small_sum is not None
-        small = self._part(self._small_sum, index).to(quotient.device)
+        begin, count = self._offsets[index], self._layout.slots[index].elements
+        small = self._sum.small_values(begin, count).to(quotient.device)
         if ingredient is not None:
             total = torch.empty_like(small)
             values = ingredient.slot_values(index)
-            ops.weighted_sum([[small], [values]], [1.0, weight * _F64_SCALE], [total], 1.0, threads=self._threads)
+            ops.weighted_sum([[small], [values]], [1.0, weight * SMALL_SCALE], [total], 1.0, threads=self._threads)
             small = total
-        return torch.where(torch.isfinite(quotient), quotient, small / divisor / _F64_SCALE)
+        return torch.where(torch.isfinite(quotient), quotient, small / divisor / SMALL_SCALE)
+
+
+def _has_f64(ingredient: Ingredient) -> bool:
+    return any(dtype == F64 for dtype in ingredient.dtypes)
 
 
 def _check_width(slot: Slot, first: DType, dtype: DType, label: str) -> None:

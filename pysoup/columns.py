@@ -54,6 +54,17 @@ class SourceColumn:
         return result
 
     @classmethod
+    def joined(cls, sources: Sequence[SourceColumn]) -> SourceColumn:
+        """All cells of a plan, one source after the other."""
+        cells = cls()
+        for source in sources:
+            cells.at.extend(source.at)
+            cells.fd.extend(source.fd)
+            cells.dtype.extend(source.dtype)
+            cells.factor.extend(source.factor)
+        return cells
+
+    @classmethod
     def in_memory(cls, addresses: Sequence[int], dtypes: bytes, factor: float) -> SourceColumn:
         """A whole ingredient at once, all of it in memory."""
         n = len(addresses)
@@ -96,12 +107,10 @@ class Columns:
 
     def plan(self, sources: Sequence[SourceColumn]) -> Any:
         """The native plan. The caller keeps memory and files alive as long as it is run."""
-        at, fd, dtype, factor = array("Q"), array("i"), bytearray(), array("d")
-        for source in sources:
-            at.extend(source.at)
-            fd.extend(source.fd)
-            dtype.extend(source.dtype)
-            factor.extend(source.factor)
+        return self.plan_of(SourceColumn.joined(sources))
+
+    def plan_of(self, cells: SourceColumn) -> Any:
+        """:meth:`plan`, of sources that are :meth:`SourceColumn.joined` already."""
         native = _native.load()
         return native.Plan(
             n=self.n,
@@ -110,8 +119,8 @@ class Columns:
             dst_dtype=self.dst_dtype,
             accumulator=self.accumulator,
             divisor=self.divisor,
-            src_at=at,
-            src_fd=fd,
-            src_dtype=dtype,
-            weights=factor,
+            src_at=cells.at,
+            src_fd=cells.fd,
+            src_dtype=cells.dtype,
+            weights=cells.factor,
         )

@@ -13,34 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _native
+from .buffers import check_budget, cold_buffers, fit_buffers
 from .checkpoint import Checkpoint, CheckpointWriter, TensorEntry, output_error, read_exactly
+from .checkpoint.output.preflight import free_bytes
 from .columns import RAW, Columns, SourceColumn, accumulator
 from .dtypes import BY_NAME, DType
-from .errors import CheckpointError, SoupError, WeightsError
+from .errors import CheckpointError, OutputError, SoupError, WeightsError
 from .integers import choose
-from .sizes import format_size
 from .weights import Mix
 
 if TYPE_CHECKING:
     from .checkpoint.unpack import Unpacked
 
 _COMPARE_BYTES = 1 << 20
-# Per thread: what a core's second-level cache holds beside the sum. More makes warm reads slower, not faster.
-_CACHED_BUFFER = 1 << 20
-# With many inputs, leaving the cache costs less than ever shorter reads: 4 times faster with 1,000 inputs.
-_BYTES_PER_INPUT = 32 << 10
-# A thread with less than this to read at a time costs more than it brings, its own stack included.
-_LEAST_BUFFER = 64 << 10
-# Reading past the page cache: a disk is kept busy by this many threads, also where fewer processors do the sums, and by
-# reads of 256 KiB; longer ones are no faster and take more memory.
-_COLD_THREADS = 8
-_COLD_THREADS_PER_THREAD = 4
-_COLD_READ = 256 << 10
-# Below this, reads that overlap are not worth their threads.
-_LEAST_COLD_BYTES = 32 << 20
-# A table of work on a GPU, for the smallest chunk: see csrc/io/staged_chunks.cpp.
-_TABLE = 1 << 10
-_TABLE_PER_INPUT = 32
+# Sums of inner products that do not count as buffers; only for hundreds of inputs, all pairs of them, there are more.
+_FREE_SUMS = 16 << 20
 _GRANULE = 64  # elements: the smallest chunk of the native loop, see csrc/io/plan.h
 
 
@@ -123,8 +110,8 @@ def real_parts(dtype: DType, elements: int) -> tuple[DType, int]:
 class FilePlan:
     """The average of ``members`` over ``names``, with output type ``types[i]`` for ``names[i]``.
 
-    ``law`` gives the mix of the members (by their index) that have a tensor. Raises :class:`WeightsError`, naming the
-    tensor, where it has none.
+    ``law`` gives the mix of a tensor, by name, over the members (by their index) that have it. Raises
+    :class:`WeightsError`, naming the tensor, where there is none.
     """
 
     def __init__(
@@ -133,7 +120,7 @@ class FilePlan:
         names: Sequence[str],
         types: Sequence[DType],
         integers: str,
-        law: Callable[[Sequence[int]], Mix],
+        law: Callable[[str, Sequence[int]], Mix],
     ) -> None:
         self.members = members
         self.names = names
@@ -142,14 +129,14 @@ class FilePlan:
         self.bytes_read = 0
         self.nonfinite: list[str] = []
         """After a run: the tensors whose average holds NaN or an infinity, in order."""
-        self._laws: dict[tuple[int, ...], Mix] = {}
+        self._laws: dict[str, Mix] = {}
         for name, dtype in zip(names, types, strict=True):
             entries = [m.find(name) for m in members]
             self.bytes_read += sum(entry.nbytes for entry in entries if entry is not None)
             present = self._present(entries)
-            if present not in self._laws and (dtype.kind in ("float", "complex") or not present):
+            if dtype.kind in ("float", "complex") or not present:
                 try:
-                    self._laws[present] = law(present)
+                    self._laws[name] = law(name, present)
                 except WeightsError as error:
                     what = error.what if present else "all inputs that have it have weight 0"
                     raise WeightsError(what, tensor=name, found=error.found, expected=error.expected) from None
@@ -226,7 +213,7 @@ class FilePlan:
                     rows.append(name)
                 continue
             rows.append(name)
-            mixed = self._laws[self._present(entries)]
+            mixed = self._laws[name]
             types = [real_parts(e.dtype, 0)[0] for e in entries if e is not None]
             real, elements = real_parts(dtype, first.nbytes // first.dtype.itemsize)
             columns.add(elements, offset, fd, real.native, accumulator(types, real), mixed.divisor)
@@ -271,32 +258,6 @@ class FilePlan:
         return read_error(error, self.members) or output_error(OSError(code, text), writer.output, writer.nbytes)
 
 
-def fit_buffers(budget: int, threads: int, minimum: int, inputs: int) -> tuple[int, int]:
-    """Threads and buffer bytes a thread within ``budget`` bytes, at least ``minimum`` a thread.
-
-    Raises :class:`SoupError` where not even one fits.
-    """
-    check_budget(budget, minimum)
-    preferred = max(_CACHED_BUFFER, inputs * _BYTES_PER_INPUT)
-    threads = max(1, min(threads, budget // max(minimum, _LEAST_BUFFER)))
-    return threads, max(minimum, min(budget // threads, preferred))
-
-
-def check_budget(budget: int, minimum: int) -> None:
-    """Raises :class:`SoupError` where ``minimum`` bytes of buffers are needed and ``budget`` are allowed."""
-    if minimum > budget:
-        raise SoupError(
-            "memory is too small for these inputs",
-            found=format_size(budget),
-            expected=f"at least {format_size(minimum)}",
-        )
-
-
-def staged_minimum(minimum_buffer: int, inputs: int) -> int:
-    """What a run on a GPU needs where one on the CPU needs ``minimum_buffer``: its table of work travels with it."""
-    return minimum_buffer + _TABLE + inputs * _TABLE_PER_INPUT
-
-
 def run_staged(
     plan: Any,
     budget: int,
@@ -306,13 +267,14 @@ def run_staged(
     device: int,
     stream: int = 0,
     progress: Callable[[int], object] | None = None,
+    again: bool = False,
 ) -> tuple[tuple[int, int], list[int]]:
     """A plan on a CUDA device, within ``budget`` bytes of pinned memory: see :func:`pysoup._native.run_staged`.
 
     Returns the threads and the bytes of buffers that were used, and the rows that are not finite.
     """
     check_budget(budget, plan.staged_memory)
-    cold = cold_buffers(plan, budget, threads, inputs)
+    cold = cold_buffers(plan, budget, threads, inputs, again=again)
     threads = threads if cold is None else cold[0]
     flagged = _native.run_staged(
         plan,
@@ -326,24 +288,42 @@ def run_staged(
     return (plan.staged_threads, plan.staged_buffers), flagged
 
 
-def cold_buffers(plan: Any, budget: int, threads: int, inputs: int) -> tuple[int, int] | None:
-    """Threads and buffer bytes a thread within ``budget`` for a run with ``direct=True``; None where it would not pay.
+def check_scratch(nbytes: int) -> None:
+    """Raises where the system's temporary directory has no room for ``nbytes`` bytes of unpacked tensors."""
+    if not nbytes:
+        return
+    import tempfile  # slow to load, and seldom needed
 
-    It pays where the page cache holds less than half of the inputs, for files that are read once: they are not in the
-    page cache afterwards. ``PYSOUP_DIRECT=off`` forbids it, ``on`` has it whatever the page cache holds. Raises
-    :class:`SoupError` for other values.
+    try:
+        directory = Path(tempfile.gettempdir())
+    except OSError as error:
+        raise OutputError("no temporary directory for unpacked tensors", found=error.strerror) from None
+    free = free_bytes(directory)
+    if free < nbytes:
+        what = "not enough disk space for unpacked tensors"
+        raise OutputError(what, file=directory, found=f"{free} bytes free", expected=f"{nbytes} bytes")
+
+
+def run_streamed_dots(
+    plan: Any,
+    budget: int,
+    threads: int,
+    inputs: int,
+    *,
+    progress: Callable[[int], object] | None = None,
+    again: bool = False,
+) -> array[float]:
+    """Inner products of sources in files within ``budget`` bytes: see :func:`pysoup._native.run_streamed_dots`.
+
+    ``again``: whether the files are read again soon, as in :func:`pysoup.buffers.cold_buffers`.
     """
-    asked = os.environ.get("PYSOUP_DIRECT") or "auto"
-    if asked not in ("auto", "on", "off"):
-        raise SoupError("PYSOUP_DIRECT: not a way to read", found=asked, expected="auto, on or off")
-    files = inputs + 1  # the output passes through a buffer as well
-    wanted = max(threads, min(_COLD_THREADS, _COLD_THREADS_PER_THREAD * threads))
-    threads = min(wanted, budget // (files * _COLD_READ))
-    if asked == "off" or threads < 2:
-        return None
-    if asked == "auto" and (plan.bytes < _LEAST_COLD_BYTES or plan.absent_share() < 0.5):
-        return None
-    return threads, files * _COLD_READ
+    budget = max(0, budget - max(0, plan.memory_for_sums - _FREE_SUMS))
+    check_budget(budget, plan.minimum_buffer)
+    cold = cold_buffers(plan, budget, threads, inputs, again=again)
+    threads, buffer_bytes = cold or fit_buffers(budget, threads, plan.minimum_buffer, inputs)
+    return _native.run_streamed_dots(
+        plan, threads=threads, buffer_bytes=buffer_bytes, progress=progress, direct=cold is not None
+    )
 
 
 def read_error(error: Any, members: Sequence[Member]) -> CheckpointError | None:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native, ops
+from . import ops
 from .aliasing import same_bits
 from .checkpoint import Checkpoint, TensorEntry, align_names_to, open_checkpoint, refuse_scaled_f8
+from .checkpoint.agree import Keys
 from .columns import HOST, MEMORY, SourceColumn
 from .dtypes import DType
 from .errors import IncompatibleError, SoupError
 from .file_plan import Member, read_error, real_parts
+from .names import EVERY_NAME, NameFilter
 from .tables import StateDict, column, is_inexact, some_names
 
 _COMPARE_BYTES = 1 << 20
@@ -56,14 +58,19 @@ class Layout:
     """For tensors without a mean that share one memory: each of the names -> all of them."""
     accelerator: ops.Accelerator | None = None
     """The device with kernels that has all averaged tensors of a model in memory, if there is one."""
+    filter: NameFilter = EVERY_NAME
+    """What the patterns leave out is in none of these: a model keeps its own, ingredients need not have it."""
 
     def kept_names(self, name: str) -> tuple[str, ...]:
         """The names under which an ingredient may have a tensor without a mean: its own, then those tied to it."""
         return (name, *(other for other in self.kept_ties.get(name, ()) if other != name))
 
     @classmethod
-    def of(cls, spec: Any) -> Layout:
-        """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot."""
+    def of(cls, spec: Any, names: NameFilter = EVERY_NAME) -> Layout:
+        """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot.
+
+        What ``names`` does not take is no part of it; of tied names it has to take all or none.
+        """
         accelerator = None
         if isinstance(spec, Checkpoint):
             rows = [(n, spec.entry(n).shape, ops.torch_dtype(spec.entry(n).dtype), n) for n in spec]
@@ -81,6 +88,8 @@ class Layout:
         groups: dict[Any, list[str]] = {}
         for name, _, _, identity in rows:
             groups.setdefault(identity, []).append(name)
+        names.check_ties(groups.values())
+        rows = [row for row in rows if names.takes(row[0])]
         slots, kept, kept_ties = [], {}, {}
         for name, shape, dtype, identity in rows:
             if not (dtype.is_floating_point or dtype.is_complex):
@@ -90,7 +99,7 @@ class Layout:
             elif groups[identity][0] == name:
                 real, elements = real_parts(ops.dtype_of(torch.empty(0, dtype=dtype)), torch.Size(shape).numel())
                 slots.append(Slot(name, tuple(groups[identity][1:]), tuple(shape), elements, real, dtype))
-        return cls(tuple(slots), kept, tuple(row[0] for row in rows), kept_ties, accelerator)
+        return cls(tuple(slots), kept, tuple(row[0] for row in rows), kept_ties, accelerator, names)
 
 
 def _identity(name: str, tensor: Tensor) -> Any:
@@ -108,7 +117,7 @@ class Ingredient:
         self.dtypes: list[DType] = []
         self.integers: dict[str, Tensor] = {}
         self._given: list[Tensor] = []
-        self._flats: list[Tensor] | None = None
+        self._flats: dict[int, Tensor] = {}
         self._accelerator: ops.Accelerator | None = None
         self._entries: list[TensorEntry] = []
         self._member: Member | None = None
@@ -129,6 +138,7 @@ class Ingredient:
     @classmethod
     def _from_memory(cls, state: StateDict, layout: Layout, label: str) -> Ingredient:
         self = cls(label, layout)
+        state = layout.filter.only(state)
         chosen = self._match(state)
         tensors = dict(zip(state, column(state, list(state), self.label, "itself"), strict=True))
         for slot, name in zip(layout.slots, chosen, strict=True):
@@ -139,19 +149,24 @@ class Ingredient:
                     raise self._untied(alias, name)
             self._given.append(tensor)
             self.dtypes.append(real_parts(ops.dtype_of(tensor), 0)[0])
-        for name, (shape, dtype) in layout.kept.items():
-            tensor = tensors[next(n for n in layout.kept_names(name) if n in tensors)]
+        kept = [tensors[next(n for n in layout.kept_names(name) if n in tensors)] for name in layout.kept]
+        for (name, (shape, dtype)), tensor in zip(layout.kept.items(), kept, strict=True):
             self._check(name, tensor, shape, dtype)
-            self._keep(name, tensor.detach().cpu())
+        for name, tensor in zip(layout.kept, ops.on_host(kept), strict=True):
+            self._keep(name, tensor)
         return self
 
     @classmethod
     def _from_file(cls, checkpoint: Checkpoint, layout: Layout) -> Ingredient:
         self = cls(str(checkpoint.path), layout)
         refuse_scaled_f8(checkpoint)
-        (checkpoint,), notes = align_names_to(layout.names, [checkpoint], "the model")
+        # With patterns, the names that both have decide: the model's others may be other ones here.
+        keys: Keys = "intersection" if layout.filter else "same"
+        (checkpoint,), notes = align_names_to(layout.names, [checkpoint], "the model", keys)
         for note in notes:
             warnings.warn(note, stacklevel=_callers_level())
+        if layout.filter:
+            checkpoint = checkpoint.only(layout.filter.takes)
         self._member = Member(checkpoint)
         names = dict.fromkeys([*checkpoint, *checkpoint.aliases])
         ties: list[tuple[str, TensorEntry, TensorEntry]] = []
@@ -246,7 +261,20 @@ class Ingredient:
         The device's own tensors are read where they are, those of the CPU are carried there by the sum itself.
         """
         if accelerator is not self._accelerator:
-            self._accelerator, self._flats = accelerator, None
+            self._accelerator, self._flats = accelerator, {}
+
+    def load(self, device: torch.device | None = None) -> None:
+        """Reads the slots of files into memory, on a device or the CPU's; from here on they are read from there.
+
+        Tensors that are in memory already are taken to the device as well.
+        """
+        if self._member is not None:
+            read = self._member.checkpoint.tensor
+            self._given = [ops.as_reals(read(entry.name)).to(device or "cpu") for entry in self._entries]
+            self._member, self._entries = None, []
+        elif device is not None:
+            self._given = [tensor.detach().to(device) for tensor in self._given]
+        self._flats = {}
 
     def _flat(self, tensor: Tensor) -> Tensor:
         """The slot's values in C order, on the device of the sum or on the CPU."""
@@ -257,30 +285,31 @@ class Ingredient:
             flat = flat.to(self._accelerator.device)
         return flat.contiguous()
 
-    def column(self, factors: Sequence[float]) -> SourceColumn:
-        """The places of all slots, for one native call."""
+    def column(self, factors: Sequence[float], rows: Sequence[int] | None = None) -> SourceColumn:
+        """The places of all slots, or of those in ``rows``, for one native call; a factor for each of them."""
+        rows = range(len(self.dtypes)) if rows is None else rows
+        codes = bytearray(self.dtypes[row].native for row in rows)
         if self._member is None:
-            places = [HOST if self._is_apart(flat) else MEMORY for flat in self.tensors]
-            codes = bytearray(d.native for d in self.dtypes)
-            return SourceColumn(array("Q", ops.addresses(self.tensors)), array("i", places), codes, array("d", factors))
+            flats = self.tensors_of(rows)
+            places = [HOST if self._is_apart(flat) else MEMORY for flat in flats]
+            return SourceColumn(array("Q", ops.addresses(flats)), array("i", places), codes, array("d", factors))
         result = SourceColumn()
-        for entry, dtype, factor in zip(self._entries, self.dtypes, factors, strict=True):
-            result.add(*self._member.place(entry), dtype.native, factor)
+        for row, code, factor in zip(rows, codes, factors, strict=True):
+            result.add(*self._member.place(self._entries[row]), code, factor)
         return result
 
-    def run(self, plan: Any, threads: int, memory: int, *, staged: bool = False) -> list[int] | Tensor:
-        """Runs a plan that reads this ingredient, as :func:`pysoup.ops.run_plan`; a failed read names file and tensor.
+    @property
+    def run_on(self) -> ops.Accelerator | None:
+        """The device that it was taken to."""
+        return self._accelerator
 
-        ``staged``: whether the plan has other places, too, from where something is carried to the device.
-        """
-        try:
-            return ops.run_plan(
-                plan, self._accelerator, threads=threads, memory=memory, staged=staged or self.is_staged
-            )
-        except _native.load().NativeError as error:
-            raise self._blame(error) from None
+    @property
+    def accelerator(self) -> ops.Accelerator | None:
+        """The device with kernels that has all its slots in its memory, if there is one."""
+        return ops.kernels_for_all(self._given) if self._member is None else None
 
-    def _blame(self, error: Any) -> SoupError:
+    def blame(self, error: Any) -> SoupError:
+        """What to raise for a native call that could not read it: file and tensor are named."""
         members = [] if self._member is None else [self._member]
         return read_error(error, members) or SoupError(str(error.args[0]), file=self.label)
 
@@ -298,7 +327,16 @@ class Ingredient:
     @property
     def is_staged(self) -> bool:
         """Whether a sum on a device has to carry some of it there."""
-        return self.is_file or any(map(self._is_apart, self.tensors))
+        return self.is_staged_in(range(len(self.dtypes)))
+
+    def is_staged_in(self, rows: Sequence[int]) -> bool:
+        """The same of a sum of these slots."""
+        return self.is_file or any(map(self._is_apart, self.tensors_of(rows)))
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The slots' tensors of a model in memory, as they are."""
+        return self._given
 
     def _is_apart(self, flat: Tensor) -> bool:
         return self._accelerator is not None and not self._accelerator.holds(flat)
@@ -306,9 +344,16 @@ class Ingredient:
     @property
     def tensors(self) -> list[Tensor]:
         """Where the slots' values are read from, if that is memory; else nothing."""
-        if self._flats is None:
-            self._flats = list(map(self._flat, self._given))
-        return self._flats
+        return self.tensors_of(range(len(self._given)))
+
+    def tensors_of(self, rows: Sequence[int]) -> list[Tensor]:
+        """The same of some slots; a model on several devices reads on each of them what it has there."""
+        if self._member is not None:
+            return []
+        for row in rows:
+            if row not in self._flats:
+                self._flats[row] = self._flat(self._given[row])
+        return [self._flats[row] for row in rows]
 
     @property
     def scratch_bytes(self) -> int:

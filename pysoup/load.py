@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +13,15 @@ from torch.nn.parameter import is_lazy
 
 from . import _native, ops
 from .average import AverageReport, all_shares, open_members
-from .checkpoint import Checkpoint, align_names_to
+from .buffers import check_budget, cold_buffers, fit_buffers
+from .checkpoint import Checkpoint, select_names
 from .checkpoint.find import open_found
-from .checkpoint.output.preflight import free_bytes
 from .columns import MEMORY, Columns, accumulator
-from .errors import BackendError, CheckpointError, OutputError, SoupError
-from .file_plan import Member, check_budget, cold_buffers, fit_buffers, read_error, run_staged
+from .errors import BackendError, CheckpointError, SoupError
+from .file_plan import Member, check_scratch, read_error, run_staged
 from .ingredient import Ingredient, Layout
 from .integers import check_policy
+from .names import NameFilter, Patterns
 from .remarks import input_notes, nonfinite_notes
 from .sizes import parse_size
 from .tables import column, merge_integers
@@ -36,6 +35,8 @@ def load_soup_(
     weights: Sequence[float] | None = None,
     *,
     normalize: bool = True,
+    include: Patterns = (),
+    exclude: Patterns = (),
     integers: str = "auto",
     entry: str | None = None,
     memory: str | int = "64MiB",
@@ -47,7 +48,9 @@ def load_soup_(
     Like :func:`pysoup.average_checkpoints` (``paths``, ``weights``, ``entry``, ``integers``, ``memory`` and the bits
     are as there), without a file in between and without a second copy of the model: every ingredient is read once, in
     step, through ``memory`` bytes of buffers. The model's dtypes are the result's; the files' types may be others. Its
-    names, shapes and ties must be the files' (wrappers such as ``module.`` may differ: see the report's notes).
+    names, shapes and ties must be the files' (wrappers such as ``module.`` may differ: see the report's notes). What
+    the patterns ``include`` and ``exclude`` leave out (see :class:`pysoup.names.NameFilter`) stays as it is in the
+    model; the files need not have it, nor agree on it.
     Autograd is told that the tensors changed. A parameter that is not contiguous (channels-last) takes a buffer of its
     size beside ``memory``; the report's ``memory_bytes`` counts it. Tensors that a file holds strided or compressed are
     unpacked into the system's temporary directory.
@@ -63,12 +66,13 @@ def load_soup_(
         raise SoupError("not a model", found=type(model).__name__, expected="a torch.nn.Module")
     budget, count = parse_size(memory), _native.threads_or_default(threads)
     check_policy(integers)
-    layout = Layout.of(model)
-    _refuse_copies(model)
+    names = NameFilter.of(include, exclude)
+    layout = Layout.of(model, names)
+    refuse_copies(model)
     notes: list[str] = []
     opened = open_found(paths, entry, notes)
     values = check_weights(weights, len(opened))
-    checkpoints, matched = align_names_to(layout.names, opened, "the model")
+    checkpoints, matched = select_names(names, list(model.state_dict()), opened, "the model")
     law = mix(values, range(len(checkpoints)), normalize=normalize)
     every = [Ingredient.of(checkpoint, layout) for checkpoint in checkpoints]
     loading = _Loading(model, layout, [every[k] for k in law.members], law, integers)
@@ -96,19 +100,23 @@ def load_soup_(
 def average_into(
     model: torch.nn.Module,
     sources: Sequence[tuple[str, Checkpoint | Mapping[str, Any]]],
+    weights: Sequence[float] | None = None,
     *,
+    include: Patterns = (),
+    exclude: Patterns = (),
     integers: str = "auto",
     memory: str | int = "64MiB",
     threads: int | None = None,
 ) -> list[str]:
-    """Write the uniform average of checkpoints and state dicts, each with its name in errors, into ``model``.
+    """Write the average of checkpoints and state dicts, each with its name in errors, into ``model``.
 
     As :func:`load_soup_`, with the same bits, for pools that were opened and checked before. Returns the names of
     tensors with NaN or infinities.
     """
-    layout = Layout.of(model)
-    ingredients = [Ingredient.of(source, layout, label) for label, source in sources]
-    law = mix(check_weights(None, len(ingredients)), range(len(ingredients)))
+    layout = Layout.of(model, NameFilter.of(include, exclude))
+    law = mix(check_weights(weights, len(sources)), range(len(sources)))
+    chosen = [sources[k] for k in law.members]
+    ingredients = [Ingredient.of(source, layout, label) for label, source in chosen]
     loading = _Loading(model, layout, ingredients, law, check_policy(integers))
     loading.run(parse_size(memory), _native.threads_or_default(threads), None)
     return loading.nonfinite
@@ -131,7 +139,7 @@ class _Loading:
         self.accumulators = [
             accumulator([i.dtypes[s] for i in ingredients], slot.dtype) for s, slot in enumerate(layout.slots)
         ]
-        self.targets = Targets(layout, self.accumulators, model, None, scattered=True)
+        self.targets = Targets(layout, self.accumulators, model, None)
         devices = ["cpu" if a is None else str(a.device) for a in self.targets.accelerators]
         self.devices = list(dict.fromkeys(devices)) or ["cpu"]
         self.bytes_read = sum(
@@ -143,7 +151,7 @@ class _Loading:
     def run(self, budget: int, threads: int, progress: Callable[[int, int], object] | None) -> tuple[int, int]:
         """Reads, averages and writes; returns the most threads and bytes of buffers that were used at a time."""
         members = [i.member for i in self.ingredients if i.is_file]
-        _check_scratch(sum(i.scratch_bytes for i in self.ingredients))
+        check_scratch(sum(i.scratch_bytes for i in self.ingredients))
         with open_members(members):
             parts = self._parts()
             for part in parts:
@@ -156,7 +164,7 @@ class _Loading:
 
     def _run_parts(
         self,
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         budget: int,
         threads: int,
         progress: Callable[[int, int], object] | None,
@@ -174,22 +182,19 @@ class _Loading:
             for member in members:
                 member.check_unchanged()
         except _native.load().NativeError as error:
-            raise _partly(read_error(error, members) or SoupError(str(error.args[0]))) from None
+            raise partly(read_error(error, members) or SoupError(str(error.args[0]))) from None
         except CheckpointError as error:
-            raise _partly(error) from None
+            raise partly(error) from None
         except BackendError as error:
             raise error.but(left="the model may hold part of the average") from None
         self.nonfinite = [self.slots[slot].name for slot in sorted(found)]
         return max(count for count, _ in used), max(nbytes for _, nbytes in used)
 
-    def _parts(self) -> list[_Part]:
+    def _parts(self) -> list[Part]:
         """One for each device that has averaged tensors of the model, and one for the CPU, in the model's order."""
-        groups: dict[ops.Accelerator | None, list[int]] = {}
-        for slot, accelerator in enumerate(self.targets.accelerators):
-            groups.setdefault(accelerator, []).append(slot)
-        return [self._part(accelerator, slots) for accelerator, slots in groups.items()]
+        return [self._part(accelerator, slots) for accelerator, slots in self.targets.parts.items()]
 
-    def _part(self, accelerator: ops.Accelerator | None, slots: list[int]) -> _Part:
+    def _part(self, accelerator: ops.Accelerator | None, slots: list[int]) -> Part:
         columns = Columns()
         for slot in slots:
             flat = self.targets.flats[slot]
@@ -198,12 +203,12 @@ class _Loading:
         sources = []
         for ingredient, factor in zip(self.ingredients, self.law.factors, strict=True):
             ingredient.take_to(accelerator)
-            sources.append(ingredient.column([factor] * len(self.slots)).only(slots))
-        return _Part(accelerator, slots, columns.plan(sources), [i.tensors for i in self.ingredients])
+            sources.append(ingredient.column([factor] * len(slots), slots))
+        return Part(accelerator, slots, columns.plan(sources), [i.tensors_of(slots) for i in self.ingredients])
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The averaged tensors of a model that are on one device; None is the CPU."""
 
     accelerator: ops.Accelerator | None
@@ -218,14 +223,19 @@ class _Part:
         return int(self.plan.minimum_buffer if self.accelerator is None else self.plan.staged_memory)
 
     def run(
-        self, budget: int, threads: int, inputs: int, progress: Callable[[int], object] | None
+        self, budget: int, threads: int, inputs: int, progress: Callable[[int], object] | None, *, again: bool = False
     ) -> tuple[tuple[int, int], list[int]]:
-        """The threads and the bytes of buffers that were used, and the rows that are not finite."""
+        """The threads and the bytes of buffers that were used, and the rows that are not finite.
+
+        ``again``: whether the files will be read again, so that the page cache should have them.
+        """
         if self.accelerator is not None:
             self.accelerator.make_room(budget)
             device, stream = self.accelerator.index, self.accelerator.stream()
-            return run_staged(self.plan, budget, threads, inputs, device=device, stream=stream, progress=progress)
-        cold = cold_buffers(self.plan, budget, threads, inputs)
+            return run_staged(
+                self.plan, budget, threads, inputs, device=device, stream=stream, progress=progress, again=again
+            )
+        cold = cold_buffers(self.plan, budget, threads, inputs, again=again)
         threads, buffer_bytes = cold or fit_buffers(budget, threads, self.plan.minimum_buffer, inputs)
         rows = _native.run(
             self.plan, threads=threads, buffer_bytes=buffer_bytes, progress=progress, direct=cold is not None
@@ -233,7 +243,7 @@ class _Part:
         return (threads, threads * buffer_bytes), rows
 
 
-def _refuse_copies(model: torch.nn.Module) -> None:
+def refuse_copies(model: torch.nn.Module) -> None:
     """Raises where a state dict made by hooks holds tensors other than the model's: writing them changes nothing."""
     live = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t) and t.layout == torch.strided]
     sizes = dict(zip(ops.addresses(live), (t.nbytes for t in live), strict=True))
@@ -245,19 +255,5 @@ def _refuse_copies(model: torch.nn.Module) -> None:
             raise SoupError("state_dict() of the model gives copies, which cannot be written through", tensor=name)
 
 
-def _check_scratch(nbytes: int) -> None:
-    """Raises where the system's temporary directory has no room for ``nbytes`` bytes of unpacked tensors."""
-    if not nbytes:
-        return
-    try:
-        directory = Path(tempfile.gettempdir())
-    except OSError as error:
-        raise OutputError("no temporary directory for unpacked tensors", found=error.strerror) from None
-    free = free_bytes(directory)
-    if free < nbytes:
-        what = "not enough disk space for unpacked tensors"
-        raise OutputError(what, file=directory, found=f"{free} bytes free", expected=f"{nbytes} bytes")
-
-
-def _partly(error: SoupError) -> SoupError:
+def partly(error: SoupError) -> SoupError:
     return error.but(left="the model holds part of the average")

@@ -65,7 +65,9 @@ def output_writer(
     """
     first = checkpoints[0]
     is_directory = is_directory_output(request.path, first.is_directory)
-    layout = _layout(checkpoints, names, types, sharded=is_directory and first.is_directory)
+    # A distributed checkpoint has a file for each process that saved it, which means nothing to its readers.
+    sharded = is_directory and first.is_directory and first.format != "dcp"
+    layout = _layout(checkpoints, names, types, sharded=sharded)
     if request.shard_size is not None:
         if not is_directory:
             what = "shards need a directory to be written to"
@@ -116,7 +118,11 @@ def _card(request: OutputRequest, checkpoints: Sequence[Checkpoint], law: Mix) -
     ingredients = [str(checkpoints[k].path) for k in law.members]
     options = [part for option, value in request.settings.items() for part in (f"--{option}", value) if part]
     equal = law.divisor == len(law.members) and all(factor == 1 for factor in law.factors)
-    weights = [] if equal else [f"--weights={','.join(repr(share) for share in law.shares)}"]
+    inputs, shares = list(ingredients), list(law.shares)
+    if "rest" in request.settings and 0 not in law.members:  # it gives what is left out of the average
+        inputs, shares, equal = [str(checkpoints[0].path), *inputs], [0.0, *shares], False
+    weights = [] if equal else [f"--weights={','.join(map(repr, shares))}"]
+    command = ["pysoup", "average", *inputs, *weights, *options]
     return model_card(
         CardFacts(
             title=os.path.basename(os.path.abspath(request.path)),
@@ -124,6 +130,7 @@ def _card(request: OutputRequest, checkpoints: Sequence[Checkpoint], law: Mix) -
             weights=law.shares,
             version=__version__,
             settings={option: value or "yes" for option, value in request.settings.items()},
-            command=["pysoup", "average", *ingredients, *weights, *options, "-o", str(request.path)],
+            # Weights by tensor have no place on a command line.
+            command=[] if "weights" in request.settings else [*command, "-o", str(request.path)],
         )
     )

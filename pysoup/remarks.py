@@ -37,7 +37,9 @@ def input_notes(checkpoints: Sequence[Checkpoint], in_memory: int = 0) -> list[s
         one, other = str(checkpoints[i].path), str(checkpoints[j].path)
         notes.append(f"{one} is given twice" if one == other else f"{other} looks like a copy of {one}")
     if checkpoints and any(_LORA.search(name) for name in checkpoints[0]):
-        notes.append("these are LoRA adapters: the mean of A and of B is not the mean of their products B A")
+        notes.append(
+            "these are LoRA adapters: the mean of A and of B is not that of their products (see `pysoup adapters`)"
+        )
     shards = [str(c.path) for c in checkpoints if not c.is_directory and _SHARD.search(c.path.name)]
     if shards:
         notes.append(f"one shard of a model only, not all of it: {_some(shards)}")

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .aliasing import output_ties, refuse_overlap, shared_ties, without
+from .aliasing import output_ties, refuse_overlap, shared_ties, ties, without
 from .arrays import check_result_type, to_array
 from .dtypes import DType, parse_float
 from .errors import SoupError
 from .integers import check_policy
+from .names import NameFilter, Patterns, Rest, check_rest
 from .tables import (
     Outputs,
     StateDict,
@@ -37,6 +38,9 @@ def average_state_dicts(
     dtype: object = None,
     integers: str = "auto",
     normalize: bool = True,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    rest: Rest = "drop",
     threads: int | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
@@ -55,13 +59,22 @@ def average_state_dicts(
     Tensors that are not floating-point are kept where all agree, ``num_batches_tracked`` becomes the largest, others
     raise unless ``integers`` is ``"first"`` or ``"max"``. ``progress`` gets the bytes moved so far.
 
+    ``include`` and ``exclude`` are patterns on the names (see :class:`pysoup.names.NameFilter`). In what they leave out
+    the state dicts may differ. ``out`` keeps its own; a new result is without it (``rest="drop"``), or has a copy of
+    the first's (``"first"``).
+
     Raises :class:`IncompatibleError` (names, shapes, dtypes, devices, kinds of tensor, integer values, overlapping
     memory) and :class:`WeightsError`, always before anything is written. Source: Wortsman et al. 2022, section 2.
     """
-    given = [module_state(sd) for sd in state_dicts]
+    given, whole = [module_state(sd) for sd in state_dicts], out
     if not given:
         raise SoupError("no state dicts to average")
     check_policy(integers)
+    filter, first = NameFilter.of(include, exclude), given[0]
+    if check_rest(rest, filter) == "first" and out is not None:
+        raise SoupError("rest='first' is for a new result: out keeps its own tensors")
+    if filter:
+        given, out = _select(filter, given, out)
     law = mix(check_weights(weights, len(given)), range(len(given)), normalize=normalize)
     names = list(given[0])
     labels = labels_of(len(given))
@@ -99,12 +112,40 @@ def average_state_dicts(
             outputs[i] = value.clone()
         elif outputs[i] is not value:
             ops.write(outputs[i], value)
-    if out is not None and targets is not None:
+    if whole is not None and targets is not None:
         targets.finish()
-        return as_mapping(out)
+        return as_mapping(whole)
     for i in tied:
         outputs[i] = outputs[tied[i]]
-    return _as_given(given[0], names, outputs)
+    if rest == "first":
+        names, outputs = _with_rest(first, names, outputs, dtype)
+    return _as_given(first, names, outputs)
+
+
+def _select(
+    names: NameFilter, given: Sequence[StateDict], out: StateDict | torch.nn.Module | None
+) -> tuple[list[StateDict], StateDict | None]:
+    """The parts of the inputs and of ``out`` that are averaged; every pattern has to match one of their names."""
+    target = None if out is None else module_state(out)
+    names.check(name for state in (*given, *([] if target is None else [target])) for name in state)
+    if target is None:
+        return [names.only(state) for state in given], None
+    keys = list(target)
+    groups: dict[int, list[str]] = {}
+    for i, first in ties(column(target, keys, "out", "itself")).items():
+        groups.setdefault(first, [keys[first]]).append(keys[i])
+    names.check_ties(groups.values())
+    return [names.only(state) for state in given], names.only(target)
+
+
+def _with_rest(
+    first: StateDict, names: Sequence[str], averaged: Sequence[Tensor], dtype: object
+) -> tuple[list[str], list[Any]]:
+    """All names of the first input, in its order, with what is left out of the average copied from there."""
+    values: dict[str, Any] = dict(zip(names, averaged, strict=True))
+    left = {name: tensor for name, tensor in first.items() if name not in values}
+    values |= average_state_dicts([left], dtype=dtype) if left else {}
+    return list(first), [values[name] for name in first]
 
 
 def _without_mean(tensors: Sequence[Tensor], dtypes: list[torch.dtype] | None) -> list[int]:
@@ -198,7 +239,7 @@ def _as_given(first: StateDict, names: Sequence[str], outputs: Sequence[Tensor])
     values: list[Any] = list(outputs)
     for i, name in enumerate(names):
         original = first[name]
-        if not isinstance(original, Tensor):
+        if not isinstance(original, Tensor) and isinstance(values[i], Tensor):
             values[i] = to_array(values[i], original)
     if not isinstance(first, OrderedDict):
         return dict(zip(names, values, strict=True))

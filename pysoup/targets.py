@@ -13,17 +13,17 @@ from .aliasing import refuse_overlap, ties, without
 from .columns import ACC_F32, accumulator
 from .errors import IncompatibleError
 from .ingredient import Ingredient, Layout, Slot
-from .tables import Outputs, StateDict, as_mapping
+from .tables import Outputs, StateDict, as_mapping, module_state
 
 
 class Targets:
     """``flats[i]`` takes the reals of slot i, in C order: the target's memory, or a buffer beside it.
 
-    All are where the sum has to run: on ``accelerator``, which is ``run_on``, by default the device with kernels that
-    has all of ``out``, else None, the CPU. The ``ingredient`` is taken there, too. Without ``out`` the targets are new
-    ones there. With ``scattered`` each slot has a device of its own, that of its tensor, in ``accelerators``. Raises
-    :class:`IncompatibleError` where ``out`` does not fit the layout or the ``accumulators`` of the slots, where its
-    tensors share memory that the model's do not, and where they overlap ``ingredient``.
+    Each is where its sum has to run, on the device in ``accelerators`` (None: the CPU), which is ``run_on``, or the one
+    with kernels that has the tensor of ``out``. Without ``out`` the targets are new ones there. ``parts`` has the slots
+    of each device. Raises :class:`IncompatibleError` where ``out`` does not fit the layout or the ``accumulators`` of
+    the slots, where its tensors share memory that the model's do not, and where they overlap ``ingredient``, which is
+    taken to the device if there is one for all.
     """
 
     def __init__(
@@ -33,19 +33,21 @@ class Targets:
         out: torch.nn.Module | StateDict | None,
         ingredient: Ingredient | None,
         run_on: ops.Accelerator | None = None,
-        *,
-        scattered: bool = False,
     ) -> None:
         self._layout = layout
         self._out = out
-        self._outputs = None if out is None else Outputs.of(out, layout.names, "the averager")
+        self._outputs = None
+        if out is not None:  # what is left out of the average stays as it is there
+            self._outputs = Outputs.of(layout.filter.only(module_state(out)), layout.names, "the averager")
         tensors = _fresh(layout, run_on) if self._outputs is None else self._outputs.tensors
         self._tensors = dict(zip(layout.names, tensors, strict=True))
         averaged = [self._tensors[slot.name] for slot in layout.slots]
-        self.accelerator = run_on or ops.kernels_for_all(averaged)
-        self.accelerators = [ops.kernels_for(t) if scattered else self.accelerator for t in averaged]
-        if ingredient is not None:
-            ingredient.take_to(self.accelerator)
+        self.accelerators = [run_on or ops.kernels_for(tensor) for tensor in averaged]
+        self.parts: dict[ops.Accelerator | None, list[int]] = {}
+        for index, accelerator in enumerate(self.accelerators):
+            self.parts.setdefault(accelerator, []).append(index)
+        if ingredient is not None and len(self.parts) == 1:
+            ingredient.take_to(*self.parts)
         if self._outputs is not None:
             if not self._are_the_models():
                 for slot, acc in zip(layout.slots, accumulators, strict=True):
@@ -102,9 +104,14 @@ class Targets:
                 expected = f"memory other than that of {names[j]!r}"
                 raise IncompatibleError("tied in out, not in the model", file="out", tensor=names[i], expected=expected)
         # The slots come first, so that they stay where the ingredient has them.
-        columns = [] if ingredient is None else [ingredient.tensors]
+        # On several devices, as they are given: to make copies of all for one device would be for nothing.
+        columns = [] if ingredient is None else [ingredient.tensors if len(self.parts) == 1 else ingredient.given]
         labels = [] if ingredient is None else [ingredient.label]
         refuse_overlap(without(tied, names), without(tied, outs), columns, labels)
+
+    def tensor(self, name: str) -> Tensor:
+        """The target of a name."""
+        return self._tensors[name]
 
     @property
     def buffer_bytes(self) -> int:
@@ -121,8 +128,7 @@ class Targets:
                 target = self._tensors[name]
                 if target.numel() and ops.addresses([target]) != ops.addresses([flat]):
                     ops.write(target, value)
-        for name, value in integers.items():
-            ops.write(self._tensors[name], value)
+        ops.write_from_host([self._tensors[name] for name in integers], list(integers.values()))
         ops.bump_versions(list(self._tensors.values()))
         if self._out is None or self._outputs is None:
             return self._tensors

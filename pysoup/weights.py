@@ -10,7 +10,7 @@ Two laws (see ``csrc/kernels.h`` for the arithmetic):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .errors import WeightsError
@@ -46,6 +46,63 @@ def check_weights(weights: Sequence[float] | None, count: int) -> tuple[float, .
     if not any(values):
         raise WeightsError("all weights are zero")
     return values
+
+
+Weights = Sequence[float] | Mapping[str, Sequence[float]]
+"""One number for each ingredient; or such numbers for each tensor, by its name."""
+
+
+class Laws:
+    """The mix of every tensor of ``count`` ingredients: ``weights`` that all share, or those by tensor."""
+
+    def __init__(self, weights: Weights | None, count: int, *, normalize: bool) -> None:
+        self._normalize = normalize
+        self._shared = None if isinstance(weights, Mapping) else check_weights(weights, count)
+        self._known: dict[tuple[int, ...], Mix] = {}
+        self.by_tensor: dict[str, tuple[float, ...]] = {}
+        """The weights by tensor; empty where all share theirs."""
+        for name, row in weights.items() if isinstance(weights, Mapping) else ():
+            self.by_tensor[name] = _row(name, row, count)
+        if isinstance(weights, Mapping) and not weights:
+            raise WeightsError("no weights given")
+
+    def of(self, name: str, present: Sequence[int]) -> Mix:
+        """The mix of one tensor over the ingredients that have it (indices, ascending); see :func:`mix`."""
+        if self.by_tensor:
+            return mix(self.by_tensor[name], present, normalize=self._normalize)
+        key = tuple(present)
+        if key not in self._known:
+            self._known[key] = mix(self._shared, key, normalize=self._normalize)
+        return self._known[key]
+
+    def overall(self, count: int, sizes: Mapping[str, int]) -> Mix:
+        """What takes part, and its share: of weights by tensor, the mean over all elements, ``sizes`` by tensor.
+
+        ``sizes`` are all tensors that are averaged: the weights must be for these.
+        """
+        if not self.by_tensor:
+            return self.of("", range(count))
+        for names, others, what in (
+            (sizes, self.by_tensor, "no weights for this tensor"),
+            (self.by_tensor, sizes, "weights for a tensor that is not averaged"),
+        ):
+            if odd := [name for name in names if name not in others]:
+                raise WeightsError(what, tensor=odd[0], found=f"{len(odd)} such")
+        rows = [self.of(name, range(count)) for name in sizes]
+        total = float(sum(sizes.values())) or 1.0
+        means = [0.0] * count
+        for row, size in zip(rows, sizes.values(), strict=True):
+            for member, share in zip(row.members, row.shares, strict=True):
+                means[member] += share * size / total
+        members = tuple(sorted({member for row in rows for member in row.members}))
+        return Mix(members, tuple(means[member] for member in members), 1.0)
+
+
+def _row(name: str, row: Sequence[float], count: int) -> tuple[float, ...]:
+    try:
+        return check_weights(row, count) or (1.0,) * count
+    except WeightsError as error:
+        raise error.but(tensor=name) from None
 
 
 _CANCELLED = 2.0**-40

@@ -7,8 +7,8 @@
 #include <system_error>
 #include <thread>
 
+#include "../dot_join.h"
 #include "../float_environment.h"
-#include "../scalar.h"
 
 namespace soup {
 namespace {
@@ -93,18 +93,6 @@ class Tiles {
   std::atomic<bool> stopped_{false};
 };
 
-// The sums of a segment's tiles as one. Of the kDotSums places those that no tile reaches stay 0, and add nothing.
-double join_tiles(const double* tiles, std::uint64_t count) {
-  double sums[kDotSums] = {};
-  for (std::uint64_t t = 0; t < count; ++t) sums[t % kDotSums] += tiles[t];
-  std::uint64_t width = 1;
-  while (width < std::min<std::uint64_t>(count, kDotSums)) width *= 2;
-  for (std::uint64_t left = width / 2; left > 0; left /= 2) {
-    for (std::uint64_t i = 0; i < left; ++i) sums[i] = sums[2 * i] + sums[2 * i + 1];
-  }
-  return canonical_f64(sums[0] + 0.0);
-}
-
 }  // namespace
 
 bool run_dots(const DotPlan& plan, const KernelTable& kernels, int threads, const std::function<bool()>& keep_going,
@@ -116,7 +104,11 @@ bool run_dots(const DotPlan& plan, const KernelTable& kernels, int threads, cons
     for (std::size_t s = 0; s < plan.segments.size(); ++s) {
       const DotPlan::Segment& segment = plan.segments[s];
       const double* first = sums.data() + k * plan.tiles + segment.first_tile;
-      out[k * plan.segments.size() + s] = join_tiles(first, DotPlan::tiles_of(segment.n));
+      std::uint64_t tiles = DotPlan::tiles_of(segment.n);
+      double rows[kDotSums] = {};
+      for (std::uint64_t t = 0; t < tiles; ++t) add_tile(rows, 1, t, first + t, 1);
+      join_tiles(rows, 1, tiles);
+      out[k * plan.segments.size() + s] = rows[0];
     }
   }
   return true;

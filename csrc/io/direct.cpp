@@ -44,8 +44,8 @@ int open_directly(int fd) {
 
 }  // namespace
 
-DirectFiles::DirectFiles(const Plan& plan) {
-  for (int fd : source_files(plan)) {
+DirectFiles::DirectFiles(const std::vector<int>& fds) {
+  for (int fd : fds) {
     int direct = open_directly(fd);
     if (direct < 0) continue;
     try {
@@ -84,7 +84,7 @@ const char* DirectFiles::read(int fd, char* buffer, std::size_t bytes, std::uint
   return buffer + before;
 }
 #else
-DirectFiles::DirectFiles(const Plan&) {}
+DirectFiles::DirectFiles(const std::vector<int>&) {}
 DirectFiles::~DirectFiles() = default;
 const char* DirectFiles::read(int fd, char* buffer, std::size_t bytes, std::uint64_t offset) {
   read_at(fd, buffer, bytes, offset);

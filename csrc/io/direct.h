@@ -22,7 +22,9 @@ class DirectFiles {
 
   // Opens the files that the plan reads once more, as far as they can be read directly; where they cannot, read() goes
   // through the page cache.
-  explicit DirectFiles(const Plan& plan);
+  explicit DirectFiles(const Plan& plan) : DirectFiles(source_files(plan)) {}
+  // The same for files by ascending descriptor.
+  explicit DirectFiles(const std::vector<int>& fds);
   ~DirectFiles();
   DirectFiles(const DirectFiles&) = delete;
   DirectFiles& operator=(const DirectFiles&) = delete;

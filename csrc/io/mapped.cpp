@@ -40,8 +40,8 @@ bool residency_is_known(int fd, const struct stat& info) {
 
 }  // namespace
 
-MappedFiles::MappedFiles(const Plan& plan, bool read_ahead) {
-  for (int fd : source_files(plan)) {
+MappedFiles::MappedFiles(const std::vector<int>& fds, bool read_ahead) {
+  for (int fd : fds) {
     struct stat info;
     if (::fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_size <= 0 || !residency_is_known(fd, info)) {
       continue;
@@ -112,7 +112,7 @@ void MappedFiles::let_go_behind(Mapping& mapping, std::size_t offset) const {
   (void)::madvise(mapping.begin + before, until - before, MADV_DONTNEED);
 }
 #else
-MappedFiles::MappedFiles(const Plan&, bool) {}
+MappedFiles::MappedFiles(const std::vector<int>&, bool) {}
 MappedFiles::~MappedFiles() = default;
 const char* MappedFiles::find(int, std::uint64_t, std::size_t) { return nullptr; }
 double MappedFiles::absent_share() const { return 0.0; }

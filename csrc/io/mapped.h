@@ -18,7 +18,9 @@ class MappedFiles {
  public:
   // Maps the files that the plan reads, as far as that is possible and of use; the others find() does not know.
   // Without read_ahead, using what is there does not make the kernel read what follows it.
-  explicit MappedFiles(const Plan& plan, bool read_ahead = true);
+  explicit MappedFiles(const Plan& plan, bool read_ahead = true) : MappedFiles(source_files(plan), read_ahead) {}
+  // The same for files by ascending descriptor.
+  explicit MappedFiles(const std::vector<int>& fds, bool read_ahead = true);
   ~MappedFiles();
   MappedFiles(const MappedFiles&) = delete;
   MappedFiles& operator=(const MappedFiles&) = delete;

@@ -4,10 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "../kernels.h"
+#include "crew.h"
 #include "plan.h"
 
 namespace soup {
@@ -19,9 +19,6 @@ struct RunOptions {
   // reads again soon. It takes long chunks and more threads than processors to keep a disk busy.
   bool direct = false;
 };
-
-// Called on the calling thread about every 50 ms with the bytes moved so far; false stops the run.
-using Tick = std::function<bool(std::uint64_t)>;
 
 struct Outcome {
   bool finished = true;  // false if tick stopped the run

@@ -22,6 +22,7 @@ from .output.preflight import output_error
 from .output.save import save_state_dict
 from .output.writer import CheckpointWriter
 from .reading import read_exactly
+from .select import left_out_note, select_names
 
 __all__ = [
     "Checkpoint",
@@ -33,6 +34,7 @@ __all__ = [
     "align_names_to",
     "dtype_differences",
     "duplicate_inputs",
+    "left_out_note",
     "natural_key",
     "open_checkpoint",
     "output_error",
@@ -40,4 +42,5 @@ __all__ = [
     "refuse_scaled_f8",
     "require_same",
     "save_state_dict",
+    "select_names",
 ]

@@ -6,6 +6,7 @@ once as an alias of ``embed.weight`` agrees with one that stores both.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,7 +16,7 @@ from ..dtypes import DType
 from ..errors import CheckpointError, IncompatibleError
 from ..prefixes import Unwrapped, described, matched
 from .checkpoint import Checkpoint, TensorEntry
-from .contents import Strided
+from .contents import Pieces, Strided
 from .reading import open_file, read_exactly
 from .strict_json import clip
 
@@ -249,4 +250,6 @@ def _extent(entry: TensorEntry) -> int:
     """Bytes of the file from the entry's offset on that belong to it."""
     if isinstance(entry.form, Strided):
         return entry.form.span
+    if isinstance(entry.form, Pieces):
+        return math.prod(entry.form.boxes[0].sizes) * entry.dtype.itemsize
     return entry.nbytes if entry.form is None else entry.form.size

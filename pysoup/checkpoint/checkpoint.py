@@ -11,7 +11,7 @@ import math
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -20,7 +20,7 @@ from ..dtypes import DType
 from ..errors import CheckpointError
 from .contents import Contents, Form
 from .formats import read_contents
-from .index import Source, resolve
+from .index import DISTRIBUTED_METADATA, Source, resolve
 from .reading import FileStamp, open_file, read_exactly
 from .strict_json import clip, describe, parse_strings
 
@@ -50,6 +50,8 @@ class TensorEntry(NamedTuple):
 def open_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> Checkpoint:
     """Open a weight file (safetensors, torch's, numpy's), an index file, or a directory that holds either.
 
+    Also a directory of ``torch.distributed.checkpoint``.
+
     ``entry`` names the state dict to take from a nested file, such as ``"ema"`` or ``"model.state_dict"``. Reads what
     describes the tensors only, and checks it in full; nothing in a file is ever executed. Raises CheckpointError: one
     line with the file, the tensor, what was found and what was expected.
@@ -57,6 +59,10 @@ def open_checkpoint(path: str | os.PathLike[str], entry: str | None = None) -> C
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError("not a checkpoint", found=type(path).__name__, expected="a path")
     source = resolve(Path(path))
+    if source.index_file is not None and source.index_file.name == DISTRIBUTED_METADATA:
+        from .distributed import read_distributed
+
+        return Checkpoint(Path(path), source, read_distributed(source.index_file, source.files, entry))
     return Checkpoint(Path(path), source, [read_contents(file, entry) for file in source.files])
 
 
@@ -65,8 +71,8 @@ class Checkpoint:
 
     Iteration, ``len`` and ``in`` speak of stored tensors, shard by shard in the order of the file. :meth:`entry` and
     :meth:`tensor` also take the names in ``aliases``. ``format`` is ``"safetensors"``, ``"torch"``,
-    ``"torch-legacy"`` or ``"npz"``; ``entry_name`` is the nested entry that was taken (``""``: none), and ``dropped``
-    lists what else a file holds. State per tensor is about 100 bytes besides the name.
+    ``"torch-legacy"``, ``"npz"`` or ``"dcp"``; ``entry_name`` is the nested entry that was taken (``""``: none), and
+    ``dropped`` lists what else a file holds. State per tensor is about 100 bytes besides the name.
     """
 
     def __init__(self, path: Path, source: Source, contents: list[Contents]) -> None:
@@ -104,6 +110,29 @@ class Checkpoint:
         other._index = {names.get(name, name): position for name, position in self._index.items()}
         other.aliases = {names.get(a, a): names.get(name, name) for a, name in self.aliases.items()}
         return other
+
+    def only(self, takes: Callable[[str], bool]) -> Checkpoint:
+        """The same checkpoint without the tensors, and the aliases, whose name ``takes`` refuses.
+
+        Of tied names the first one that is left stands for the tensor.
+        """
+        other = copy.copy(self)
+        other._index, other.aliases = {}, {}
+        owners: dict[int, str] = {}
+        for name in filter(takes, (*self._index, *self.aliases)):
+            position = self._index[self.aliases.get(name, name)]
+            if owners.setdefault(position, name) == name:
+                other._index[name] = position
+            else:
+                other.aliases[name] = owners[position]
+        other._index = dict(sorted(other._index.items(), key=lambda item: item[1]))
+        other._total()
+        return other
+
+    def _total(self) -> None:
+        entries = list(map(self.entry, self._index))
+        self.numel = sum(math.prod(entry.shape) for entry in entries)
+        self.total_bytes = sum(entry.nbytes for entry in entries)
 
     def _append(self, contents: Contents) -> None:
         before = len(self._index)
@@ -178,12 +207,13 @@ class Checkpoint:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors in the order of the data, then the aliases, which are the same objects as what they alias."""
         result: dict[str, torch.Tensor] = {}
-        names = list(self)
-        for file, first in enumerate(self._first_of_file):
-            last = self._first_of_file[file + 1] if file + 1 < len(self.files) else len(names)
+        of_file: dict[int, list[str]] = {file: [] for file in range(len(self.files))}
+        for name, position in self._index.items():
+            of_file[self._file_of(position)].append(name)
+        for file, names in of_file.items():
             fd = self.open_file(file)
             try:
-                for name in names[first:last]:
+                for name in names:
                     result[name] = self._read(fd, self.entry(name))
             finally:
                 os.close(fd)

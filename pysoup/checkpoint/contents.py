@@ -38,15 +38,39 @@ class Deflated(NamedTuple):
     crc: int | None = None
 
 
-Form: TypeAlias = Strided | Deflated
+class Piece(NamedTuple):
+    """A box of a tensor: of ``sizes``, from the element ``corner`` on, from byte ``offset`` of the file at ``path``.
+
+    In C order, or with ``strides`` in elements. ``stamp`` is that of the file when its headers were checked.
+    """
+
+    path: Path
+    stamp: FileStamp
+    offset: int
+    corner: tuple[int, ...]
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Pieces:
+    """A tensor in boxes, which fill it without overlap, sorted by their corners; about 300 bytes a box.
+
+    Equal only to itself: there may be thousands of boxes.
+    """
+
+    boxes: tuple[Piece, ...]
+
+
+Form: TypeAlias = Strided | Deflated | Pieces
 
 
 @dataclass(slots=True)
 class Contents:
     """One valid file: parallel columns; about 60 bytes a tensor besides its name.
 
-    ``format`` is ``"safetensors"``, ``"torch"``, ``"torch-legacy"`` or ``"npz"``. ``dtypes`` holds indices into
-    :data:`pysoup.dtypes.ALL`; ``begins`` are absolute file offsets in bytes. ``forms`` tells, by position, which
+    ``format`` is ``"safetensors"``, ``"torch"``, ``"torch-legacy"``, ``"npz"`` or ``"dcp"``. ``dtypes`` holds indices
+    into :data:`pysoup.dtypes.ALL`; ``begins`` are absolute file offsets in bytes. ``forms`` tells, by position, which
     tensors are not simply their bytes in C order from there on. ``digest`` is of what describes the tensors, and
     comparable within one process only. ``aliases`` (alias -> stored name) are names tied by the file itself.
     ``entry`` is the path of the state dict in a nested file (``""``: the file is one), ``dropped`` what else it

@@ -5,7 +5,7 @@ addresses. Tensors on devices without kernels go to :mod:`pysoup.reference`, the
 """
 
 from .device import Accelerator, kernels_for, kernels_for_all
-from .dots import PreparedDots, dots
+from .dots import Places, PreparedDots, dots, gram
 from .logits import LOGIT_DTYPES, score_rows
 from .sums import (
     PreparedSum,
@@ -28,17 +28,20 @@ from .tensors import (
     fresh,
     fresh_like,
     largest,
+    on_host,
     plain_dtypes,
     refuse_mixed_devices,
     refuse_special,
     torch_dtype,
     write,
+    write_from_host,
 )
 
 __all__ = [
     "LOGIT_DTYPES",
     "SUPPORTED",
     "Accelerator",
+    "Places",
     "PreparedDots",
     "PreparedSum",
     "addresses",
@@ -52,9 +55,11 @@ __all__ = [
     "first_differences",
     "fresh",
     "fresh_like",
+    "gram",
     "kernels_for",
     "kernels_for_all",
     "largest",
+    "on_host",
     "plain_dtypes",
     "refuse_mixed_devices",
     "refuse_overlap",
@@ -66,4 +71,5 @@ __all__ = [
     "torch_dtype",
     "weighted_sum",
     "write",
+    "write_from_host",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter, eq
 
@@ -11,9 +12,20 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..errors import IncompatibleError
+from ..columns import MEMORY
+from ..errors import BackendError, IncompatibleError
 from .device import Accelerator, kernels_for
-from .tensors import DTYPES, addresses, as_flat, dtypes_of, fresh, plain_dtypes, refuse_mixed_devices, refuse_special
+from .tensors import (
+    DTYPES,
+    addresses,
+    as_flat,
+    dtypes_of,
+    fresh,
+    on_host,
+    plain_dtypes,
+    refuse_mixed_devices,
+    refuse_special,
+)
 
 # As in ops/logits.py: how many threads there might be need not be found out for less than this.
 _INLINE_BYTES = 1 << 20
@@ -47,6 +59,56 @@ def dots(
     return reference_dots(gradient, sources)
 
 
+def gram(sources: Sequence[Sequence[Tensor]], *, names: Sequence[str] = (), threads: int | None = None) -> Tensor:
+    """``out[s, i, j] = sum(sources[i][s] * sources[j][s])``: f64 ``[S, K, K]``, on the CPU.
+
+    The bits of :func:`dots` with each source as the gradient; each tensor is read once. S tensors a source, of any
+    dtypes and of one shape in all sources; on other devices than the CPU they are copied from there first. Raises
+    :class:`IncompatibleError` as :func:`dots`. Of checkpoint files :func:`pysoup.gram.gram` is the same.
+    """
+    if sources:
+        _check_kinds(sources[0], sources[1:], names)
+        _check_fit(sources[0], sources[1:], names)
+    if not sources or not sources[0]:
+        return torch.zeros(0, len(sources), len(sources), dtype=torch.float64)
+    columns = [[tensor.contiguous() for tensor in on_host([t.resolve_neg() for t in column])] for column in sources]
+    cells = len(columns) * len(columns[0])
+    plan = _native.plan_streamed_dots(
+        n=array("Q", map(Tensor.numel, columns[0])),
+        gradient_at=array("Q"),
+        gradient_dtype=b"",
+        count=len(columns),
+        src_at=array("Q", chain.from_iterable(map(addresses, columns))),
+        src_fd=array("i", [MEMORY]) * cells,
+        src_dtype=b"".join(map(_codes, columns)),
+        pairs=True,
+    )
+    found = _native.run_streamed_dots(plan, threads=_native.threads_or_default(threads), buffer_bytes=0)
+    pairs = torch.frombuffer(found, dtype=torch.float64).view(-1, len(columns[0]))
+    out = torch.empty(len(columns[0]), len(columns), len(columns), dtype=torch.float64)
+    upper = torch.triu_indices(len(columns), len(columns))
+    out[:, upper[0], upper[1]] = pairs.t()
+    out[:, upper[1], upper[0]] = pairs.t()
+    return out
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where K sources of S tensors each are, looked up once for products with many gradients."""
+
+    at: array[int]
+    codes: bytes
+    count: int
+    tensors: Sequence[Sequence[Tensor]]
+    """What has to be kept."""
+
+    @classmethod
+    def of(cls, sources: Sequence[Sequence[Tensor]]) -> Places:
+        """Caller must have checked what :func:`dots` checks."""
+        at = array("Q", chain.from_iterable(map(addresses, sources)))
+        return cls(at, b"".join(map(_codes, sources)), len(sources), sources)
+
+
 class PreparedDots:
     """The inner products of :func:`dots`, to be taken any number of times as the tensors change.
 
@@ -56,18 +118,23 @@ class PreparedDots:
     """
 
     def __init__(
-        self, gradient: Sequence[Tensor], sources: Sequence[Sequence[Tensor]], *, threads: int | None = None
+        self, gradient: Sequence[Tensor], sources: Sequence[Sequence[Tensor]] | Places, *, threads: int | None = None
     ) -> None:
-        self.shape = (len(sources), len(gradient))
+        places = sources if isinstance(sources, Places) else Places.of(sources)
+        self.shape = (places.count, len(gradient))
         self._device = gradient[0].device if gradient else torch.device("cpu")
         self._accelerator: Accelerator | None = kernels_for(self._device)
+        if self._accelerator is None and self._device.type != "cpu":
+            raise BackendError(
+                "no kernels for this device", found=self._device, expected="dots(), in plain torch there"
+            )
         self._plan = _native.plan_dots(
             n=array("Q", map(Tensor.numel, gradient)),
             gradient_at=array("Q", addresses(gradient)),
             gradient_dtype=_codes(gradient),
-            count=len(sources),
-            src_at=array("Q", chain.from_iterable(map(addresses, sources))),
-            src_dtype=b"".join(map(_codes, sources)),
+            count=places.count,
+            src_at=places.at,
+            src_dtype=places.codes,
         )
         if threads is None and self._plan.bytes < _INLINE_BYTES:
             threads = 1

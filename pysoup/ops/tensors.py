@@ -180,6 +180,56 @@ def write(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
+def on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in host memory, detached: one copy, and one wait, for all that are on a device."""
+    result = [tensor.detach() for tensor in tensors]
+    for members in _by_device(result).values():
+        packed = _packed([result[i] for i in members]).cpu()
+        for i, value in zip(members, _unpacked(packed, [result[i] for i in members]), strict=True):
+            result[i] = value
+    return result
+
+
+def write_from_host(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """:func:`write` for many values of the targets' types and shapes; one copy for all that goes to a device.
+
+    A CUDA device is not waited for.
+    """
+    values = list(values)
+    for device, members in _by_device(targets).items():
+        hosted = [i for i in members if values[i].is_cpu]
+        if not hosted:
+            continue
+        packed = _packed([values[i] for i in hosted])
+        packed = packed.pin_memory() if device.type == "cuda" else packed
+        there = _unpacked(packed.to(device, non_blocking=True), [values[i] for i in hosted])
+        for i, value in zip(hosted, there, strict=True):
+            values[i] = value
+    for target, value in zip(targets, values, strict=True):
+        write(target, value)
+
+
+def _by_device(tensors: Sequence[Tensor]) -> dict[torch.device, list[int]]:
+    """Which of the tensors are on a device other than the CPU; the largest items first, so that packed they are
+    aligned."""
+    found: dict[torch.device, list[int]] = {}
+    for i in sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size()):
+        if not tensors[i].is_cpu:
+            found.setdefault(tensors[i].device, []).append(i)
+    return found
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes of real tensors, one after the other."""
+    return torch.cat([tensor.reshape(-1).view(torch.uint8) for tensor in tensors])
+
+
+def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that were packed, in types and shapes like these."""
+    parts = torch.split(packed, [tensor.nbytes for tensor in like])
+    return [part.view(tensor.dtype).view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
+
+
 # torch has no order for the wider unsigned types: with the highest bit flipped they sort as signed ones do.
 _SIGNED = {
     getattr(torch, f"uint{bits}"): getattr(torch, f"int{bits}")

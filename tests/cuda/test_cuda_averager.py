@@ -140,7 +140,7 @@ def test_files_are_added_where_the_sum_is(
         averager = Averager(model)
         averager.add(paths[0])
         averager.add(paths[1])
-        assert (averager._sum_on is None) == (room == "none")
+        assert (averager._sum.accelerator is None) == (room == "none")
         averager.preview(paths[2], out=model)
         assert same(model.state_dict(), expected)
         averager.add(paths[2])

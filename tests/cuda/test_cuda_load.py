@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pysoup import CheckpointError, IncompatibleError, SoupError, _native, load_soup_, open_checkpoint, ops
+from pysoup.ingredient import Ingredient, Layout
 from pysoup.load import average_into
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -241,3 +242,24 @@ def test_ctrl_c_stops_the_run(tmp_path: Path, on_device: Device) -> None:
 
     with on_device.on(), pytest.raises(KeyboardInterrupt):
         load_soup_(on(on_device, Net()), paths, progress=interrupt)
+
+
+def test_tensors_are_brought_to_their_part_of_a_model_only(emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device("emulated", torch.device("cpu"), emulated)
+    given = [model.state_dict() for model in models(3)]
+    expected, target = Net(), Net()
+    sources = [(f"{k}", state) for k, state in enumerate(given)]
+    average_into(expected, sources)
+    taken: list[int] = []
+    flat = Ingredient._flat
+
+    def counted(self: Ingredient, tensor: Tensor) -> Tensor:
+        taken.append(tensor.data_ptr())
+        return flat(self, tensor)
+
+    monkeypatch.setattr(Ingredient, "_flat", counted)
+    with device.on():
+        monkeypatch.setattr(ops, "kernels_for", Spread(target).kernels_for)
+        average_into(target, sources)
+    assert same(target, expected)
+    assert len(taken) == len(set(taken)) == 3 * len(Layout.of(target).slots)
