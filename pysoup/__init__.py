@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .adapters import AdapterReport as AdapterReport
+    from .adapters import average_adapters as average_adapters
     from .average import AverageReport as AverageReport
     from .average import average_checkpoints as average_checkpoints
     from .averager import Averager as Averager
@@ -37,12 +39,19 @@ if TYPE_CHECKING:
     from .soups import greedier_soup as greedier_soup
     from .soups import greedy_ensemble as greedy_ensemble
     from .soups import greedy_soup as greedy_soup
+    from .soups import interpolate as interpolate
+    from .soups import learned_soup as learned_soup
     from .soups import logit_ensemble as logit_ensemble
+    from .soups import model_stock as model_stock
     from .soups import pruned_soup as pruned_soup
+    from .soups import trajectory_soup as trajectory_soup
     from .soups import uniform_soup as uniform_soup
     from .state_dicts import average_state_dicts as average_state_dicts
+    from .stock import stock_checkpoints as stock_checkpoints
+    from .trajectory import trajectory_weights as trajectory_weights
 
 _HOME = {
+    "AdapterReport": "adapters",
     "AverageReport": "average",
     "Averager": "averager",
     "BackendError": "errors",
@@ -58,19 +67,26 @@ _HOME = {
     "SoupError": "errors",
     "Sweep": "finetune",
     "WeightsError": "errors",
+    "average_adapters": "adapters",
     "average_checkpoints": "average",
     "average_state_dicts": "state_dicts",
     "greedier_soup": "soups",
     "greedy_ensemble": "soups",
     "greedy_soup": "soups",
     "heldout_split": "evaluate",
+    "interpolate": "soups",
+    "learned_soup": "soups",
     "load_soup_": "load",
     "logit_ensemble": "soups",
+    "model_stock": "soups",
     "open_checkpoint": "checkpoint",
     "pruned_soup": "soups",
     "recalibrate_batchnorm": "evaluate",
     "score_ensemble": "logits",
     "score_logits": "logits",
+    "stock_checkpoints": "stock",
+    "trajectory_soup": "soups",
+    "trajectory_weights": "trajectory",
     "uniform_soup": "soups",
 }
 

@@ -189,7 +189,19 @@ def test_every_option_is_in_the_manual(name: str) -> None:
     assert options - set(OPTION.findall(section)) <= {"--normalize", "--early-rejection", "--output"}
 
 
+@pytest.mark.parametrize("name", list(app.commands["analyze"].commands))  # type: ignore[attr-defined]
+def test_every_option_of_an_analysis_is_on_its_page(name: str) -> None:
+    folder = Path(__file__).parent.parent / "docs"
+    page, manual = (folder / "analysis.md").read_text(), (folder / "cli.md").read_text()
+    parameters = app.commands["analyze"].commands[name].params  # type: ignore[attr-defined]
+    options = {p.opts[-1] for p in parameters if isinstance(p, click.Option)}
+    assert options - set(OPTION.findall(page)) <= set(OPTION.findall(manual))
+    assert f"## {name}" in page
+
+
 def test_the_manual_has_no_option_that_the_commands_lack() -> None:
     text = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
-    known = {option for c in app.commands.values() for p in c.params for option in (*p.opts, *p.secondary_opts)}
+    groups = [c for c in app.commands.values() if isinstance(c, click.Group)]
+    commands = [*app.commands.values(), *(c for group in groups for c in group.commands.values())]
+    known = {option for c in commands for p in c.params for option in (*p.opts, *p.secondary_opts)}
     assert {option for option in OPTION.findall(text) if option.startswith("--")} - known == {"--help"}

@@ -17,9 +17,12 @@ RECIPES = {
     "greedy": "greedy",
     "pruned": "pruned",
     "greedier": "greedier",
+    "learned": "learned",
     "ensemble": "greedy ensemble",
 }
 COMMANDS = list(RECIPES)
+SCORING = [command for command in COMMANDS if command != "learned"]
+"""Those that apply models as they are to choose among them."""
 
 
 @pytest.fixture
@@ -116,7 +119,7 @@ class Known(Task):
 """
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", SCORING)
 def test_an_error_while_scoring_names_checkpoint_and_line_and_no_model_that_the_user_does_not_have(
     command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,7 +149,7 @@ def test_a_wrong_metric_says_where_it_was_asked_for(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command != "uniform"])
+@pytest.mark.parametrize("command", [command for command in SCORING if command != "uniform"])
 def test_a_run_that_is_gone_on_with_says_so(
     command: str, task: str, checkpoints: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

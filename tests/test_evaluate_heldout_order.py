@@ -220,3 +220,14 @@ def test_samples_are_counted_without_reading_a_file(monkeypatch: pytest.MonkeyPa
     assert held.samples == [N, N]
     assert held.rebatchable
     assert batch_file.Slot(0, torch.int64, Y.shape).nbytes == Y.nbytes
+
+
+@given(regroupings())
+def test_gathered_batches_are_those_of_the_reordered_set(case: tuple[list[int], list[int], int | None]) -> None:
+    sizes, order, batch_size = case
+    held = HeldOut([(X[part], Y[part]) for part in cut(sizes)])
+    expected = list(held.reordered(order, batch_size))
+    found = list(held.gathered(order, batch_size))
+    assert [len(y) for _, y in found] == [len(y) for _, y in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .options import best, checkpoints, entry, force, integers, json, weights
+from .options import best, checkpoints, entry, force, integers, json, patterns, rest, weights
 from .root import app
 
 
@@ -35,6 +35,8 @@ from .root import app
     default="same",
     help="Which tensors: all must have the same ones, those in every input, or those in any.",
 )
+@patterns
+@rest
 @entry
 @best
 @click.option("--shard-size", metavar="SIZE", help="Most bytes in a file of a directory. [default: as the first input]")
@@ -63,6 +65,31 @@ def inspect(checkpoints: tuple[str, ...], entry: str | None, as_json: bool) -> N
     from . import files
 
     files.inspect(list(checkpoints), entry=entry, as_json=as_json)
+
+
+@app.command()
+@click.argument("adapters", metavar="ADAPTER...", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="DIR", required=True, help="The adapter directory to write.")
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "naive"]),
+    default="exact",
+    help="The mean of the products B A, or of A and of B.",
+)
+@click.option("--rank", metavar="R", type=click.IntRange(min=1), help="The most of the result. [default: their sum]")
+@click.option(
+    "--weights",
+    metavar="W1,W2,...",
+    callback=weights,
+    help="Mixing weights, one per adapter, scaled to sum to 1. [default: equal]",
+)
+@force
+@json
+def adapters(adapters: tuple[str, ...], **options: Any) -> None:
+    """Average LoRA adapters, directories as PEFT saves them, into one: the exact mean of what they add to a model."""
+    from .adapters import adapters as average
+
+    average(list(adapters), **options)
 
 
 @app.command()

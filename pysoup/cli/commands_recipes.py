@@ -20,8 +20,10 @@ from .options import (
     memory,
     metric,
     min_delta,
+    patterns,
     refuse,
     run_dir,
+    sum_memory,
     task,
 )
 from .root import app
@@ -31,7 +33,7 @@ def recipe(*options: Decorator) -> Callable[[Callable[..., None]], click.Command
     """A command that makes something of checkpoints for a task: all of them take the same, around ``options``."""
 
     def decorate(command: Callable[..., None]) -> click.Command:
-        taken: list[Decorator] = [checkpoints, task, run_dir, metric, *options, entry, best, integers, force]
+        taken: list[Decorator] = [checkpoints, task, run_dir, metric, *options, patterns, entry, best, integers, force]
         for option in reversed(taken):
             command = option(command)
         return app.command()(command)
@@ -39,7 +41,7 @@ def recipe(*options: Decorator) -> Callable[[Callable[..., None]], click.Command
     return decorate
 
 
-@recipe()
+@recipe(sum_memory)
 def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Uniform soup: the plain average of all checkpoints, scored on the task's held-out data."""
     from . import recipes
@@ -67,6 +69,7 @@ def uniform(checkpoints: tuple[str, ...], task: str, output: str, **options: Any
     ),
     click.option("--replacement", is_flag=True, help="In further passes try all: one may count several times."),
     early_rejection,
+    sum_memory,
 )
 def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Greedy soup: add checkpoints from the best down, keeping each that does not lower the held-out score."""
@@ -84,6 +87,7 @@ def greedy(checkpoints: tuple[str, ...], task: str, output: str, **options: Any)
         "--passes", metavar="N", type=click.IntRange(min=1), help="Tries for each. [default: until nothing is dropped]"
     ),
     early_rejection,
+    sum_memory,
 )
 def pruned(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Pruned soup: average all checkpoints, then drop, from the worst up, each without which the soup is no worse."""
@@ -104,12 +108,57 @@ def pruned(checkpoints: tuple[str, ...], task: str, output: str, **options: Any)
     ),
     memory,
     early_rejection,
+    sum_memory,
 )
 def greedier(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Greedier soup: at each step try all checkpoints and add the one with which the soup scores best."""
     from . import recipes
 
     recipes.greedier(task, list(checkpoints), output, **options)
+
+
+@recipe(
+    click.option(
+        "--preset",
+        type=click.Choice(["paper", "official-bylayer", "mehl"]),
+        default="paper",
+        help="Settings, any of which may be given in its place.",
+    ),
+    click.option(
+        "--granularity",
+        metavar="model|layer|tensor|REGEX",
+        multiple=True,
+        help="What has weights of its own; patterns are repeatable. [default: the preset's]",
+    ),
+    click.option(
+        "--parametrization",
+        type=click.Choice(["softmax", "hyperplane"]),
+        help="Positive weights, or any with the sum 1. [default: the preset's]",
+    ),
+    click.option("--no-temperature", is_flag=True, help="Learn no scale of the logits."),
+    click.option("--lr", metavar="LR", type=float, help="Of AdamW. [default: the preset's]"),
+    click.option("--weight-decay", metavar="D", type=float, help="Of the mixing weights. [default: 0]"),
+    click.option("--epochs", metavar="N", type=int, help="Passes over the held-out set. [default: the preset's]"),
+    click.option("--batch", metavar="N", type=int, help="Samples a step. [default: the preset's, else the task's]"),
+    click.option("--blocks", metavar="B", type=int, help="Move the weights of B checkpoints at a time."),
+    click.option("--seed", type=int, default=0, help="Of the order of the samples."),
+    click.option(
+        "--keep", type=click.Choice(["last", "lowest"]), default="last", help="Weights of the epoch of lowest loss?"
+    ),
+    click.option("--score-epochs", is_flag=True, help="Score the soup after each epoch."),
+    click.option("--memory", metavar="SIZE", default="64MiB", help="Of buffers that checkpoints are read through."),
+    click.option(
+        "--place",
+        type=click.Choice(["files", "memory", "device", "auto"]),
+        default="files",
+        help="Where checkpoints are while weights are learned.",
+    ),
+)
+def learned(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
+    """Learned soup: mixing weights by gradient descent on the held-out data. Judge it by the task's test sets."""
+    from . import recipes
+
+    recipes.learned(task, list(checkpoints), output, **options)
 
 
 @recipe(
@@ -125,6 +174,7 @@ def greedier(checkpoints: tuple[str, ...], task: str, output: str, **options: An
     min_delta,
     max_ingredients,
     memory,
+    click.option("--probabilities", is_flag=True, help="Write those of every sample: RUN/probabilities/*.npy."),
 )
 def ensemble(checkpoints: tuple[str, ...], task: str, output: str, **options: Any) -> None:
     """Greedy ensemble, or that of all: average the logits, not the weights. Slower to use: what soups are compared

@@ -14,6 +14,7 @@ from .text import as_notes, plural, printable, some, table
 if TYPE_CHECKING:
     from ..average import AverageReport
     from ..checkpoint import Checkpoint
+    from ..names import Rest
 
 
 def average(
@@ -27,6 +28,9 @@ def average(
     threads: int | None,
     device: str,
     keys: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    rest: Rest,
     entry: str | None,
     best: Best | None,
     shard_size: str | None,
@@ -54,6 +58,9 @@ def average(
             device=device,
             keys=keys,
             integers=integers,
+            include=include,
+            exclude=exclude,
+            rest=rest,
             entry=entry,
             shard_size=largest,
             overwrite=overwrite,
@@ -62,10 +69,11 @@ def average(
             progress=progress,
         )
     report.notes[:0] = notes
-    print(to_json(report.to_json()) if as_json else _summary(report))
+    print(to_json(report.to_json()) if as_json else summary(report))
 
 
-def _summary(report: AverageReport) -> str:
+def summary(report: AverageReport) -> str:
+    """What an average did, in a few lines."""
     size = f"{plural(report.tensors, 'tensor')}, {plural(report.parameters, 'parameter')}"
     where = report.isa if report.device == "cpu" else report.device
     means = f"{where}, {plural(report.threads, 'thread')}, {format_size(report.memory_bytes)} of buffers"

@@ -15,6 +15,24 @@ from .choose import Best
 Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
+def numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter("numbers separated by commas, such as 0,0.25,0.5") from None
+
+
+def whole_numbers(ctx: click.Context, param: click.Parameter, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter("whole numbers separated by commas, such as 2,4,8") from None
+
+
 def weights(ctx: click.Context, param: click.Parameter, text: str | None) -> list[float] | None:
     if text is None:
         return None
@@ -59,6 +77,21 @@ def checkpoints(command: Callable[..., None]) -> Callable[..., None]:
 
 _CHECKPOINT = """A CHECKPOINT is a weight file (.safetensors .pt .pth .bin .ckpt .npz), an index.json, a directory of
 one model, or a directory or 'pattern' that stands for several."""
+
+
+def patterns(command: Callable[..., None]) -> Callable[..., None]:
+    """Adds ``--include`` and ``--exclude``."""
+    command = click.option(
+        "--exclude", metavar="REGEX", multiple=True, help="Leave out tensors in whose name it is found. Repeatable."
+    )(command)
+    return click.option(
+        "--include", metavar="REGEX", multiple=True, help="Average only tensors in whose name it is found. Repeatable."
+    )(command)
+
+
+rest = click.option(
+    "--rest", type=click.Choice(["drop", "first"]), default="drop", help="What is left out: nothing, or the first's."
+)
 json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 force = click.option("--force", "overwrite", is_flag=True, help="Replace an output that exists.")
 integers = click.option(
@@ -88,6 +121,11 @@ min_delta = click.option(
 )
 max_ingredients = click.option("--max-ingredients", metavar="N", type=click.IntRange(min=1), help="End with N of them.")
 memory = click.option("--memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file.")
+sum_memory = click.option(
+    "--sum-memory",
+    metavar="SIZE",
+    help="Of the soup's running sum; beyond that, a temporary file. [default: half of what is free]",
+)
 early_rejection = click.option(
     "--early-rejection/--no-early-rejection", default=True, help="End a score as soon as it is sure not to count."
 )

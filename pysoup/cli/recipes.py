@@ -1,12 +1,15 @@
-"""``pysoup uniform``, ``greedy``, ``pruned``, ``greedier`` and ``ensemble``: recipes, which run models."""
+"""``pysoup uniform``, ``greedy``, ``pruned``, ``greedier``, ``learned`` and ``ensemble``: recipes, which run models."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..progress import step_bar
 from .choose import Best, choose
 from .models import require_torch, show, steps
+from .text import printable
 
 if TYPE_CHECKING:
     from ..checkpoint import Checkpoint
@@ -39,6 +42,33 @@ def greedier(task: str, checkpoints: list[str], output: str, **options: Any) -> 
     show(made, output, notes)
 
 
+def learned(
+    task: str,
+    checkpoints: list[str],
+    output: str,
+    *,
+    granularity: Sequence[str],
+    no_temperature: bool,
+    **options: Any,
+) -> None:
+    """Make the learned soup, and print the loss of each epoch, the weights, and the same."""
+    from .learned import epochs, granules, weights
+
+    made, notes = _made(
+        "learned_soup",
+        "learned soup",
+        task,
+        checkpoints,
+        output,
+        granularity=granules(granularity),
+        temperature=False if no_temperature else None,
+        **options,
+    )
+    print(epochs(made))
+    print(weights(made))
+    show(made, output, notes)
+
+
 def ensemble(
     task: str,
     checkpoints: list[str],
@@ -50,6 +80,9 @@ def ensemble(
     overwrite: bool,
     every: bool,
     integers: str,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    probabilities: bool,
     **options: Any,
 ) -> None:
     """Make the ensemble of ``every`` checkpoint, or the greedy one by the recipe's ``options``; print what it is."""
@@ -64,11 +97,18 @@ def ensemble(
         best=best,
         overwrite=overwrite,
         integers=integers,
+        include=include,
+        exclude=exclude,
+        probabilities=probabilities,
         **({} if every else options),
     )
     if made.trace:
         print(steps(made, ("ensemble with it", "ensemble before")))
     show(made, output, notes)
+    if probabilities:
+        from ..soups.command import PROBABILITIES
+
+        print(f"wrote {printable(str(Path(output) / PROBABILITIES))}")
 
 
 def _made(
@@ -87,12 +127,14 @@ def _made(
     from .. import soups
     from ..soups.command import run_recipe
 
-    sources, notes = _sources(checkpoints, entry, best)
+    sources, notes = sources_of(checkpoints, entry, best)
     with step_bar(title) as progress:
         return run_recipe(getattr(soups, recipe), task, sources, output, progress=progress, **options), notes
 
 
-def _sources(checkpoints: list[str], entry: str | None, best: Best | None) -> tuple[list[str | Checkpoint], list[str]]:
+def sources_of(
+    checkpoints: list[str], entry: str | None, best: Best | None
+) -> tuple[list[str | Checkpoint], list[str]]:
     """What the recipes take, and notes on what was found."""
     from ..checkpoint.find import open_found
 

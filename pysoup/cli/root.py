@@ -7,7 +7,7 @@ import click
 from .._version import __version__
 
 
-class _InOrder(click.Group):
+class InOrder(click.Group):
     """Lists its commands as they are defined, not by the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -15,7 +15,7 @@ class _InOrder(click.Group):
 
 
 @click.group(
-    cls=_InOrder,
+    cls=InOrder,
     context_settings={"show_default": True},
     epilog="Exit codes: 0 done, 1 an error (one line on stderr), 2 wrong usage, 130 interrupted.",
 )

@@ -153,6 +153,17 @@ class HeldOut:
         The new batches are built once, at first use, on the same device, in what the present ones leave of the memory
         budget. Raises :class:`SoupError` if ``order`` is not a permutation, or the set is not :attr:`rebatchable`.
         """
+        data, size = self._rebatched(order, batch_size)
+        kept = self._read()
+        left = None if self._memory is None else max(0, self._memory - kept.counted)
+        return HeldOut(data, self.forward, device=self._device, batch_size=size, memory=left, autocast=self.autocast)
+
+    def gathered(self, order: Any, batch_size: int | None = None, device: torch.device | None = None) -> Iterator[Any]:
+        """The batches of :meth:`reordered` on ``device``, each put together when it is asked for, and none kept."""
+        data, _ = self._rebatched(order, batch_size)
+        return (moved(batch, device) for batch in data)
+
+    def _rebatched(self, order: Any, batch_size: int | None) -> tuple[Rebatched, int]:
         samples = self._counted()
         if samples.obstacle is not None:
             raise SoupError(
@@ -161,10 +172,7 @@ class HeldOut:
         counts = self.samples
         size = max(1, *counts) if batch_size is None else batch_size
         positions = permutation(order, sum(counts), "the held-out samples")
-        kept = self._read()
-        left = None if self._memory is None else max(0, self._memory - kept.counted)
-        data = Rebatched(kept, counts, positions, max(1, size))
-        return HeldOut(data, self.forward, device=self._device, batch_size=size, memory=left, autocast=self.autocast)
+        return Rebatched(self._read(), counts, positions, max(1, size)), size
 
     def with_batches(self, order: Any) -> HeldOut:
         """The same batches, not copied, in ``order``: each number once. :class:`SoupError` if it is none."""

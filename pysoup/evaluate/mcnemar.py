@@ -39,7 +39,7 @@ def mcnemar(correct_a: Tensor | Any, correct_b: Tensor | Any) -> McNemar:
     if len(a) != len(b):
         raise SoupError("the models must be compared on the same samples", found=f"{len(a)} and {len(b)}")
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return McNemar(only_a, only_b, _two_sided(only_a, only_b))
+    return McNemar(only_a, only_b, two_sided(only_a, only_b))
 
 
 def correct(model: nn.Module, heldout: HeldOut | Any) -> Tensor:
@@ -72,7 +72,8 @@ class _Right(TopK):
         return super().adds(scores, labels)
 
 
-def _two_sided(only_a: int, only_b: int) -> float:
+def two_sided(only_a: int, only_b: int) -> float:
+    """How likely so uneven a split of fair coins is, or a more uneven one."""
     coins = only_a + only_b
     tail = term = 1
     for heads in range(min(only_a, only_b)):

@@ -10,15 +10,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..aliasing import ties
 from ..arrays import from_array
 from ..average import open_members
 from ..averager import Averager
-from ..checkpoint import Checkpoint, align_names_to, duplicate_inputs, open_checkpoint
+from ..checkpoint import Checkpoint, duplicate_inputs, open_checkpoint, select_names
 from ..checkpoint.find import find_checkpoints
 from ..checkpoint.strict_json import clip
 from ..errors import CheckpointError, IncompatibleError, SoupError
 from ..evaluate import HeldOut
 from ..file_plan import Member
+from ..names import EVERY_NAME, NameFilter, NameOptions
 from ..origin import described
 from ..remarks import input_notes, nonfinite_notes
 
@@ -37,6 +39,8 @@ class Candidate:
     source: Source
     hashed: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What is known of its content, for several runs that share it: see :mod:`.identity`."""
+    names: NameFilter = EVERY_NAME
+    """Which tensors take part, the same for all of a pool; ``source`` is without the others."""
 
 
 class Pool(list[Candidate]):
@@ -47,19 +51,21 @@ class Pool(list[Candidate]):
         self.notes = list(notes)
 
 
-def open_pool(checkpoints: Checkpoints, model: nn.Module, entry: str | None = None) -> Any:
-    """``checkpoints`` opened, for recipes in place of them; ``entry`` is taken then."""
-    return Pool(*open_candidates(checkpoints, model, entry))
+def open_pool(
+    checkpoints: Checkpoints, model: nn.Module, entry: str | None = None, names: NameFilter = EVERY_NAME
+) -> Any:
+    """``checkpoints`` opened, for recipes in place of them; ``entry`` and ``names`` are taken then."""
+    return Pool(*open_candidates(checkpoints, model, entry, names))
 
 
 def open_candidates(
-    checkpoints: Checkpoints, model: nn.Module, entry: str | None = None
+    checkpoints: Checkpoints, model: nn.Module, entry: str | None = None, names: NameFilter = EVERY_NAME
 ) -> tuple[list[Candidate], list[str]]:
     """Open every checkpoint (headers only), in the given order, and say what should be known about them.
 
     Folders and patterns stand for what is in them; ``entry`` is taken of files that nest several models. Files whose
     tensor names differ from the model's by wrappers alone take these. Candidates are called by the paths as given, the
-    keys of a mapping, or ``checkpoints[i]`` for a state dictionary.
+    keys of a mapping, or ``checkpoints[i]`` for a state dictionary. What ``names`` does not take is left out of them.
     """
     if not isinstance(model, nn.Module):
         raise SoupError("not a model", found=type(model).__name__, expected="a torch.nn.Module")
@@ -82,10 +88,15 @@ def open_candidates(
     files = _files(candidates)
     if entry and not any(file.entry_name for file in files):
         raise CheckpointError("no input has entries to choose from", found=repr(entry), expected="no entry")
-    aligned, matched = align_names_to(list(model.state_dict()), files, "the model")
+    in_memory = {id(c.source): c.source for c in candidates if not isinstance(c.source, Checkpoint)}
+    also = [name for source in in_memory.values() for name in source]
+    chosen, matched = select_names(names, list(model.state_dict()), files, "the model", also)
     notes += [*matched, *input_notes(files, in_memory=len(candidates) - len(files))]
-    renamed = iter(aligned)
-    return [Candidate(c.name, next(renamed)) if is_file(c) else c for c in candidates], notes
+    renamed = iter(chosen)
+    # One dictionary that is given twice stays one, and is known as a duplicate.
+    parts = {key: names.only(source) for key, source in in_memory.items()}
+    sources = [next(renamed) if is_file(c) else parts[id(c.source)] for c in candidates]
+    return [Candidate(c.name, source, names=names) for c, source in zip(candidates, sources, strict=True)], notes
 
 
 def nonfinite_note(tensors: Sequence[str]) -> str:
@@ -97,16 +108,18 @@ def nonfinite_note(tensors: Sequence[str]) -> str:
 
 
 def soup_notes(averager: Averager, ingredients: Sequence[Candidate]) -> list[str]:
-    """The same of the soup that was just written, with the ingredients' files where all of them are files."""
+    """The same of the soup that was just written, with the ingredients' files where all of them are files; and whether
+    its sum is in a file."""
     tensors = averager.nonfinite
     members = [Member(file) for file in _files(ingredients)]
+    notes = ["the running sum was kept in a temporary file"] if averager.sum_place == "file" else []
     if not tensors:
-        return []
+        return notes
     # A tensor in memory, or under the other of two tied names, would be taken for a mean that is out of range.
     if len(members) < len(ingredients) or any(m.find(name) is None for m in members for name in tensors):
-        return [nonfinite_note(tensors)]
+        return [*notes, nonfinite_note(tensors)]
     with open_members(members):
-        return nonfinite_notes(members, tensors)
+        return [*notes, *nonfinite_notes(members, tensors)]
 
 
 def duplicates(candidates: Sequence[Candidate]) -> dict[int, int]:
@@ -166,6 +179,26 @@ def check_separate(candidates: Sequence[Candidate], model: nn.Module) -> None:
                     file=candidate.name,
                     tensor=name,
                 )
+
+
+def names_of(candidates: Sequence[Candidate]) -> NameOptions:
+    """The patterns of a pool, as arguments for what averages it; empty without patterns."""
+    return candidates[0].names.options()
+
+
+def own_tensors(model: nn.Module, candidates: Sequence[Candidate]) -> dict[str, Tensor | None]:
+    """The model's names in order, with copies of the tensors that the patterns of ``candidates`` leave out of averages,
+    tied as they are there, and None for the others; empty without patterns."""
+    names = candidates[0].names
+    if not names:
+        return {}
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    rest = {name: tensor.detach() for name, tensor in state.items() if not names.takes(name)}
+    tied = ties(list(rest.values()))
+    copies: list[Tensor] = []
+    for place, tensor in enumerate(rest.values()):
+        copies.append(copies[tied[place]] if place in tied else tensor.clone())
+    return {**dict.fromkeys(state), **dict(zip(rest, copies, strict=True))}
 
 
 def is_file(candidate: Candidate) -> bool:

@@ -9,6 +9,7 @@ is not computed again.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -25,11 +26,13 @@ from ..evaluate import HeldOut, Metric, MetricLike, as_heldout, as_metric, evalu
 from ..task import HELDOUT_SEED, Task, load_task, seed_draws
 from .candidates import naming, read_heldout
 from .ensemble import Ensemble
-from .files import write_json
+from .files import write_array, write_json
 from .soup import Soup, finite
 
 WEIGHTS, TRACE, RESULTS = "soup.safetensors", "trace.json", "results.json"
 JOURNAL = "journal"
+PROBABILITIES = "probabilities"
+_NOT_IN_FILES = re.compile(r"[^\w.-]")
 Made = TypeVar("Made", bound=Soup | Ensemble)
 
 
@@ -42,6 +45,9 @@ def run_recipe(
     metric: MetricLike | None = None,
     overwrite: bool = False,
     records: bool = True,
+    reports: bool = False,
+    training: bool = False,
+    probabilities: bool = False,
     **options: Any,
 ) -> Made:
     """Make what the recipe ``make`` (:func:`greedy_soup`, say) makes of ``checkpoints`` for the task ``FILE.py:NAME``,
@@ -49,7 +55,9 @@ def run_recipe(
 
     ``metric`` defaults to the task's own, then to accuracy; ``options`` are the recipe's. Results that are there are an
     :class:`OutputError` unless ``overwrite``; nothing is computed before that is known. A recipe that ``records`` its
-    scores gets a directory for them: killed, it goes on where it was.
+    scores gets a directory for them: killed, it goes on where it was. One that ``reports`` scores on the task's test
+    sets of its own gets them as ``tests``, and with ``training`` it gets the task's training data. ``probabilities``,
+    of an ensemble, writes those of every sample of the held-out data and the test sets as arrays ``[N, C]``.
     """
     directory = Path(output)
     # A run that ended while it scored the test sets has its journal still, and no results.
@@ -58,6 +66,7 @@ def run_recipe(
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
     resolved = _metric(metric, loaded, task)
+    seed_draws(HELDOUT_SEED)  # what patterns leave out of the average stays as model() made it
     with naming(f"model() of {task}", "nothing was written"):
         model = loaded.model()
     if not isinstance(model, nn.Module):
@@ -66,6 +75,10 @@ def run_recipe(
     with naming(f"heldout() of {task}", "nothing was written"):
         heldout = _heldout(loaded, loaded.heldout())
     read_heldout(heldout)
+    if reports:
+        options["tests"] = _test_sets(loaded, "nothing was written")
+    if training:
+        options["training"] = _training(loaded, task)
     new = not directory.exists()
     _make(directory)
     try:
@@ -88,10 +101,35 @@ def run_recipe(
     else:
         (directory / WEIGHTS).unlink(missing_ok=True)
     made.save_trace(directory / TRACE, overwrite=overwrite)
-    write_json(directory / RESULTS, _results(loaded, model, made, resolved), overwrite=overwrite)
+    arrays = directory / PROBABILITIES if probabilities else None
+    if arrays is not None and isinstance(made, Ensemble):
+        with naming("applying the ensemble to the held-out data", "the trace is saved"):
+            write_array(arrays / "heldout.npy", made.probabilities(model, heldout))
+    results = _results(loaded, model, made, resolved, arrays)
+    given = [os.fspath(c.path) if isinstance(c, Checkpoint) else c for c in checkpoints]
+    write_json(directory / RESULTS, {"task": task, "checkpoints": given, **results}, overwrite=overwrite)
     if run is not None:
         shutil.rmtree(run, ignore_errors=True)
     return made
+
+
+def _training(loaded: Task, task: str) -> Any:
+    """The training data of the task."""
+    if not callable(getattr(loaded, "train", None)):
+        raise SoupError(f"{task} has no train(): no data to estimate the BatchNorm statistics from")
+    with naming(f"train() of {task}", "nothing was written"):
+        return loaded.train()  # type: ignore[attr-defined]
+
+
+def heldout_sets(tasks: Sequence[str]) -> dict[str, HeldOut]:
+    """The held-out sets of further tasks, each by the name of its task, and applied as that says."""
+    found = {}
+    for task in tasks:
+        loaded = load_task(task)
+        seed_draws(HELDOUT_SEED)
+        with naming(f"heldout() of {task}", "nothing was written"):
+            found[task] = _heldout(loaded, loaded.heldout())
+    return found
 
 
 def _journal(directory: Path, heldout: HeldOut) -> tuple[Path | None, list[str]]:
@@ -146,18 +184,21 @@ def _check_output(directory: Path, checkpoints: Sequence[str | Checkpoint], over
         )
 
 
-def _results(task: Task, model: nn.Module, made: Soup | Ensemble, metric: Metric) -> dict[str, object]:
+def _results(
+    task: Task, model: nn.Module, made: Soup | Ensemble, metric: Metric, arrays: Path | None
+) -> dict[str, object]:
+    """The scores; ``arrays`` is the directory for the probabilities of an ensemble."""
     tests: dict[str, object] = {}
     saved = "the soup is saved" if isinstance(made, Soup) else "the trace is saved"
-    with naming("tests() of the task", saved):
-        sets: Any = getattr(task, "tests", dict)()
-        if not isinstance(sets, Mapping):
-            raise SoupError("not test sets", found=type(sets).__name__, expected="a dictionary: name -> data")
-    for name, data in sets.items():
+    for name, test in _test_sets(task, saved).items():
         with naming(f"scoring test set {name}", saved):
-            test = _heldout(task, data)
-            score = evaluate(model, test, metric) if isinstance(made, Soup) else made.evaluate(model, test)
-            tests[str(name)] = finite(score)
+            if isinstance(made, Soup):
+                score = evaluate(model, test, metric)
+            else:
+                logits, score = made.scored(model, test)
+                if arrays is not None:
+                    write_array(arrays / f"test-{_NOT_IN_FILES.sub('_', name)}.npy", logits.softmax(-1))
+            tests[name] = finite(score)
     return {
         "pysoup": __version__,
         "recipe": made.recipe,
@@ -167,6 +208,14 @@ def _results(task: Task, model: nn.Module, made: Soup | Ensemble, metric: Metric
         "tests": tests,
         "ingredients": made.ingredients,
     }
+
+
+def _test_sets(task: Task, left: str) -> dict[str, HeldOut]:
+    with naming("tests() of the task", left):
+        sets: Any = getattr(task, "tests", dict)()
+        if not isinstance(sets, Mapping):
+            raise SoupError("not test sets", found=type(sets).__name__, expected="a dictionary: name -> data")
+        return {str(name): _heldout(task, data) for name, data in sets.items()}
 
 
 def _heldout(task: Task, data: object) -> HeldOut:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..errors import SoupError
 from ..evaluate import Direction, HeldOut, Metric, MetricLike, as_heldout, as_metric
+from ..names import NameFilter, Patterns
 from ..progress import StepProgress
-from .candidates import Checkpoints, Pool, check_separate, naming, open_pool
+from .candidates import Checkpoints, Pool, check_separate, names_of, naming, open_pool
 from .collected import collect_logits
 from .files import write_json
 from .logit_cache import LatestLogits
@@ -85,11 +86,24 @@ class Ensemble:
         progress: StepProgress | None = None,
     ) -> float:
         """The score of :meth:`logits` on any data, by the ensemble's own metric or another one."""
-        scored_by = self.scored_by if metric is None else as_metric(metric)
-        score = partial(_score, scored_by)
+        return self.scored(model, heldout, metric, memory=memory, progress=progress)[1]
+
+    def scored(
+        self,
+        model: nn.Module,
+        heldout: HeldOut | Any,
+        metric: MetricLike | None = None,
+        *,
+        memory: int | str | None = None,
+        progress: StepProgress | None = None,
+    ) -> tuple[Tensor, float]:
+        """:meth:`logits` and :meth:`evaluate`, by the same passes."""
+        score = partial(_score, self.scored_by if metric is None else as_metric(metric))
         # What does not fit the metric must not show after the last model's pass: the first one's logits tell, too.
-        data = as_heldout(heldout)
-        return score(*self.models.mean(model, data, self.added, memory=memory, progress=progress, check=score))
+        logits, labels = self.models.mean(
+            model, as_heldout(heldout), self.added, memory=memory, progress=progress, check=score
+        )
+        return logits, score(logits, labels)
 
     def save_trace(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write :meth:`to_json` beside ``path`` and rename; an existing file is an :class:`OutputError` unless
@@ -121,6 +135,8 @@ def logit_ensemble(
     metric: MetricLike = "accuracy",
     *,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
@@ -138,7 +154,7 @@ def logit_ensemble(
     resolved = as_metric(metric)
     if heldout is None and run is not None:
         raise SoupError("run keeps what was found out about the held-out data", found="no heldout", expected="one")
-    pool = open_pool(checkpoints, model, entry)
+    pool = open_pool(checkpoints, model, entry, NameFilter.of(include, exclude))
     check_separate(pool, model)
     ensemble = _of_all(pool, resolved, integers)
     if heldout is None:
@@ -179,5 +195,6 @@ def _of_all(candidates: Pool, metric: Metric, integers: str) -> Ensemble:
         added=list(range(count)),
         models=ModelLogits(candidates, integers),
         scored_by=metric,
+        options=dict(names_of(candidates)),
         notes=candidates.notes,
     )

@@ -13,8 +13,9 @@ from torch import nn
 
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike, as_metric
+from ..names import Patterns
 from ..progress import StepProgress
-from .candidates import Checkpoints, duplicates, naming, nonfinite_note
+from .candidates import Checkpoints, duplicates, names_of, naming, nonfinite_note
 from .collected import collect_logits
 from .ensemble import Ensemble
 from .given import Accept, best_first, is_strict, least_gain, whole_number
@@ -42,6 +43,8 @@ def greedy_ensemble(
     max_ingredients: int | None = None,
     memory: int | str | None = None,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
     progress: StepProgress | None = None,
@@ -76,6 +79,8 @@ def greedy_ensemble(
         heldout,
         UNSCORED,
         early_rejection=False,
+        include=include,
+        exclude=exclude,
         entry=entry,
         integers=integers,
         progress=progress,
@@ -106,6 +111,7 @@ def greedy_ensemble(
             "accept": accept,
             "min_delta": rules.min_delta,
             "max_ingredients": rules.limit,
+            **names_of(candidates),
         },
         notes=scorer.notes,
         passes={"used": scorer.passes_used, "saved": 0.0},

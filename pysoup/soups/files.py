@@ -5,10 +5,31 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def write_array(path: str | os.PathLike[str], tensor: Tensor) -> None:
+    """Write a tensor as a ``.npy`` file, in place of an older one, whole or not at all. Needs numpy."""
+    import numpy as np
+
+    target = Path(path)
+    temporary = temporary_path(target)
+    try:
+        target.parent.mkdir(exist_ok=True)
+        remove_stale(target)
+        with open(temporary, "wb") as file:
+            np.save(file, tensor.detach().cpu().numpy(), allow_pickle=False)
+        publish_file(temporary, target, overwrite=True)
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror}", file=target) from error
+    finally:
+        remove(temporary)
 
 
 def write_json(path: str | os.PathLike[str], content: Any, *, overwrite: bool = False) -> None:

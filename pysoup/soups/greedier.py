@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike
+from ..names import Patterns
 from ..progress import StepProgress
 from .candidates import Checkpoints, duplicates, nonfinite_note
 from .given import Accept, Scores, best_first, is_strict, least_gain, whole_number
@@ -37,8 +38,11 @@ def greedier_soup(
     memory: int | str | None = None,
     early_rejection: bool = True,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
+    sum_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> Soup:
     """Make a soup of ``checkpoints`` in ``model``, of all that can be added always adding the best, by ``heldout``.
@@ -56,8 +60,8 @@ def greedier_soup(
 
     ``early_rejection`` ends a score as soon as its candidate is sure not to be the one of its round; the result is the
     same. In the trace, steps have their ``round``, which ends with its best candidate, the only one that may be
-    ``accepted``. ``scores``, ``run``, ``entry``, ``integers``, memory, what the model holds afterwards and errors are
-    as in :func:`greedy_soup`.
+    ``accepted``. ``scores``, ``run``, ``entry``, ``integers``, ``sum_memory``, what the model holds afterwards and
+    errors are as in :func:`greedy_soup`.
     """
     rules = _Rules(
         is_strict(accept),
@@ -72,8 +76,11 @@ def greedier_soup(
         metric,
         scores=scores,
         early_rejection=early_rejection,
+        include=include,
+        exclude=exclude,
         entry=entry,
         integers=integers,
+        sum_memory=sum_memory,
         progress=progress,
     )
     options = {

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike
+from ..names import Patterns
 from ..progress import StepProgress
 from .candidates import Checkpoints, duplicates, nonfinite_note
 from .given import Accept, Order, Scores, best_first, is_strict, least_gain, whole_number
@@ -38,8 +39,11 @@ def greedy_soup(
     replacement: bool = False,
     early_rejection: bool = True,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
+    sum_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> Soup:
     """Make the greedy soup of ``checkpoints`` in ``model``, selected on ``heldout`` alone.
@@ -66,8 +70,10 @@ def greedy_soup(
     :func:`pysoup.average_state_dicts`.
 
     Candidates are written into ``model`` itself and files are streamed, so that beside the model there is one running
-    sum, in the accumulator's type, and no second model. Afterwards the model holds the soup and its training flags are
-    as before. On an error it holds the last candidate.
+    sum, in the accumulator's type, and no second model. The sum is on the model's device where there is room, else in
+    host memory up to ``sum_memory`` bytes (``"2GiB"``, or an integer; ``None``: half of what is free), else in a
+    temporary file; nothing that is chosen or written depends on it. Afterwards the model holds the soup and its
+    training flags are as before. On an error it holds the last candidate.
 
     Raises :class:`SoupError` (among others :class:`IncompatibleError`) naming the checkpoint; an error of the model,
     the data or the metric is its cause.
@@ -82,8 +88,11 @@ def greedy_soup(
         order=order,
         seed=seed,
         early_rejection=early_rejection,
+        include=include,
+        exclude=exclude,
         entry=entry,
         integers=integers,
+        sum_memory=sum_memory,
         progress=progress,
     )
     options = {

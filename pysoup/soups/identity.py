@@ -17,7 +17,7 @@ from ..errors import SoupError
 from ..evaluate import HeldOut, Metric
 from ..evaluate.forward import name_with_bound
 from ..fingerprint import StatKey, fingerprint_data, fingerprint_file
-from .candidates import Candidate
+from .candidates import Candidate, names_of, own_tensors
 
 _SETTLED_NS = 2_000_000_000
 
@@ -49,20 +49,21 @@ class RunIdentity:
         """
         state = {name: t for name, t in self.model.state_dict().items() if isinstance(t, torch.Tensor)}
         device = next((t.device.type for t in state.values()), "cpu")
-        checkpoints = [_checkpoint(candidate, hashed) for candidate in self.candidates]
+        checkpoints = contents_of(self.candidates, hashed)
         self.contents = [checkpoint["content"] for checkpoint in checkpoints]
         return {
             "environment": {"pysoup": __version__, "torch": torch.__version__, "device": device},
-            "metric": {
-                "name": self.metric.name,
-                "direction": self.metric.direction,
-                "function": name_with_bound(self.metric.fn, _function_name),
-            },
-            "options": self.options,
-            "model": _architecture(state),
+            "metric": metric_identity(self.metric),
+            "options": {**self.options, **self._names()},
+            "model": architecture_of(self.model),
             "heldout": self.heldout.fingerprint,
             "checkpoints": checkpoints,
         }
+
+    def _names(self) -> dict[str, Any]:
+        """With patterns, these, and the content of the model's own tensors, which the scores depend on."""
+        own = {name: t for name, t in own_tensors(self.model, self.candidates).items() if t is not None}
+        return {**names_of(self.candidates), "own": fingerprint_data(own)} if names_of(self.candidates) else {}
 
 
 def identity_of(
@@ -79,6 +80,26 @@ def identity_of(
     arguments, given scores. Of ``model``, names, shapes, dtypes and the kind of device count, not the values.
     """
     return RunIdentity(candidates, heldout, metric, options, model)
+
+
+def contents_of(candidates: Sequence[Candidate], hashed: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name, entry, content and place of each candidate, as JSON; ``hashed`` is as in :meth:`RunIdentity.parts`."""
+    return [_checkpoint(candidate, hashed) for candidate in candidates]
+
+
+def metric_identity(metric: Metric) -> dict[str, str]:
+    """By what a later run knows that its scores are of the same metric."""
+    function = name_with_bound(metric.fn, _function_name)
+    return {"name": metric.name, "direction": metric.direction, "function": function}
+
+
+def architecture_of(model: nn.Module) -> str:
+    """SHA-256 (hex) over names, shapes and dtypes of the model's tensors."""
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            sha.update(repr((name, list(tensor.shape), str(tensor.dtype))).encode("utf-8", "surrogatepass"))
+    return sha.hexdigest()
 
 
 def _checkpoint(candidate: Candidate, hashed: dict[str, Any]) -> dict[str, Any]:
@@ -113,13 +134,6 @@ def _file_content(checkpoint: Checkpoint, hashed: dict[str, Any], memo: dict[str
         hashed.pop(place, None)
         memo.pop(place, None)
     return content
-
-
-def _architecture(state: Mapping[str, torch.Tensor]) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in state.items():
-        sha.update(repr((name, list(tensor.shape), str(tensor.dtype))).encode("utf-8", "surrogatepass"))
-    return sha.hexdigest()
 
 
 def _function_name(function: Any) -> str:

@@ -11,7 +11,7 @@ from ..averager import Averager
 from ..evaluate import HeldOut, Metric, run_evaluation
 from ..load import average_into
 from ..progress import StepProgress
-from .candidates import Candidate, check_pool, is_file, naming
+from .candidates import Candidate, check_pool, is_file, names_of, naming
 from .logit_cache import Form, LogitCache, check_alike, factor, mean_dtype
 
 
@@ -26,14 +26,15 @@ class ModelLogits:
 
     def check(self, model: nn.Module) -> None:
         """Raise :class:`IncompatibleError` where one does not fit the model or the others; headers only are read."""
-        check_pool(Averager(model, integers=self.integers), self.candidates)
+        check_pool(Averager(model, **names_of(self.candidates), integers=self.integers), self.candidates)
 
     def of(self, model: nn.Module, heldout: HeldOut, index: int) -> tuple[Tensor, Tensor]:
         """One model's logits ``[N, ...]`` and labels ``[N]``, on the CPU; ``model`` holds it then."""
         candidate, cache = self.candidates[index], LogitCache(1)
         started = time.perf_counter()
         with naming(f"loading {candidate.name}", "the model may hold part of it", file=is_file(candidate)):
-            average_into(model, [(candidate.name, candidate.source)], integers=self.integers)
+            source = (candidate.name, candidate.source)
+            average_into(model, [source], **names_of([candidate]), integers=self.integers)
         self.timing["mix"] += time.perf_counter() - started
         with naming(f"applying {candidate.name}", "the model holds it"):
             self.timing["score"] += run_evaluation(model, heldout, UNSCORED, watch=cache.watch(0)).seconds

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..names import NameFilter, Patterns
 from ..progress import StepProgress
 from .candidates import Checkpoints, check_separate, open_candidates
 from .given import Order, Scores, given_order, given_scores
@@ -32,16 +33,19 @@ def open_recipe(
     order: Order = "score",
     seed: int = 0,
     early_rejection: bool,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None,
     integers: str,
     progress: StepProgress | None,
+    sum_memory: int | str | None = None,
 ) -> Opening:
     """Open the checkpoints (headers only), and check all that is given; the held-out data is not read.
 
     The arguments are those of :func:`greedy_soup`.
     """
     resolved = as_metric(metric)
-    candidates, notes = open_candidates(checkpoints, model, entry)
+    candidates, notes = open_candidates(checkpoints, model, entry, NameFilter.of(include, exclude))
     check_separate(candidates, model)
     known, positions = given_scores(scores, candidates), given_order(order, len(candidates), seed)
     scorer = Scorer(
@@ -50,6 +54,7 @@ def open_recipe(
         as_heldout(heldout),
         resolved,
         integers=integers,
+        sum_memory=sum_memory,
         early_rejection=early_rejection,
         progress=progress,
     )

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..evaluate import HeldOut, MetricLike, as_heldout
+from ..names import NameFilter, Patterns
 from ..progress import StepProgress
 from .candidates import Checkpoints, open_pool
 from .given import Accept, whole_number
@@ -43,19 +44,23 @@ def random_orders(
     max_ingredients: int | None = None,
     early_rejection: bool = True,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
+    sum_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> OrderStatistics:
     """:func:`greedy_soup` with ``order="random"`` and the seeds ``seed``, ``seed + 1``, ..., one for each order.
 
     Single models are not scored. ``run`` is a directory with a run directory for each order in it; all of them know the
     checkpoints by one reading of their bytes. The other options are those of :func:`greedy_soup`. The model holds the
-    last soup. Each soup keeps its own running sum (4 bytes a parameter where everything has 16 bits or fewer, else 8).
+    last soup. Each soup keeps its own running sum (4 bytes a parameter where everything has 16 bits or fewer, else 8),
+    each with a budget of ``sum_memory``.
     """
     orders, seed = whole_number("orders", orders, least=1), whole_number("seed", seed)
     heldout = as_heldout(heldout)
-    pool = open_pool(checkpoints, model, entry)
+    pool = open_pool(checkpoints, model, entry, NameFilter.of(include, exclude))
     soups: list[Soup] = []
     for number in range(orders):
 
@@ -77,6 +82,7 @@ def random_orders(
                 early_rejection=early_rejection,
                 run=None if run is None else Path(run) / f"order-{seed + number}",
                 integers=integers,
+                sum_memory=sum_memory,
                 progress=advance,
             )
         )

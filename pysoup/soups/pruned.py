@@ -11,6 +11,7 @@ from torch import nn
 
 from ..errors import SoupError
 from ..evaluate import HeldOut, MetricLike
+from ..names import Patterns
 from ..progress import StepProgress
 from .candidates import Checkpoints, duplicates, nonfinite_note
 from .given import Accept, Scores, best_first, is_strict, least_gain, whole_number
@@ -33,8 +34,11 @@ def pruned_soup(
     passes: int | None = None,
     early_rejection: bool = True,
     run: str | os.PathLike[str] | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
+    sum_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> Soup:
     """Average ``checkpoints`` in ``model``, all but those without which the average is no worse on ``heldout``.
@@ -47,9 +51,10 @@ def pruned_soup(
     A step of the trace is ``accepted`` if its candidate was dropped; ``candidate_score`` is that of the soup without
     it, ``best_score_before`` that of the soup with it. ``ingredients`` are in the given order.
 
-    ``scores``, ``early_rejection``, ``run``, ``entry``, ``integers``, what the model holds afterwards and errors are as
-    in :func:`greedy_soup`. Each average is made anew from its ingredients: K of them for each of about K scores. The
-    soup that is left is read once more for its running sum, the only memory needed beside the model.
+    ``scores``, ``early_rejection``, ``run``, ``entry``, ``integers``, ``sum_memory``, what the model holds afterwards
+    and errors are as in :func:`greedy_soup`. Each average is made anew from its ingredients: K of them for
+    each of about K scores. The soup that is left is read once more for its running sum, the only memory needed beside
+    the model.
     """
     strict, min_delta = is_strict(accept), least_gain(min_delta)
     passes = None if passes is None else whole_number("passes", passes, least=1)
@@ -60,8 +65,11 @@ def pruned_soup(
         metric,
         scores=scores,
         early_rejection=early_rejection,
+        include=include,
+        exclude=exclude,
         entry=entry,
         integers=integers,
+        sum_memory=sum_memory,
         progress=progress,
     )
     options = {"accept": accept, "min_delta": min_delta, "passes": passes, "early_rejection": bool(early_rejection)}

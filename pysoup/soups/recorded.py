@@ -49,8 +49,9 @@ def recorded_margins(candidates: Sequence[Candidate], scores: Sequence[float | N
 def _record(candidate: Candidate, metric: Metric) -> tuple[Checkpoint, Record] | None:
     """The candidate's file and what is recorded beside it, if that is of this metric."""
     source = candidate.source
-    # A nested file's weights are one of several; of a function, the name says too little.
-    if not isinstance(source, Checkpoint) or source.entry_name or metric.make is None:
+    # A nested file's weights are one of several; of a function, the name says too little. With patterns, the model that
+    # is scored is another one: it has tensors of its own.
+    if not isinstance(source, Checkpoint) or source.entry_name or metric.make is None or candidate.names:
         return None
     record = read_record(source.path)
     if record is None or (record.metric, record.direction) != (metric.name, metric.direction):

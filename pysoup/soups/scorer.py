@@ -17,7 +17,7 @@ from ..errors import SoupError
 from ..evaluate import HeldOut, Metric, run_evaluation
 from ..load import average_into
 from ..progress import StepProgress
-from .candidates import Candidate, check_pool, is_file, naming, read_heldout
+from .candidates import Candidate, check_pool, is_file, names_of, naming, read_heldout
 from .hardest import Hardness, arranged
 from .identity import identity_of
 from .journal import Journal
@@ -49,6 +49,7 @@ class Scorer:
         metric: Metric,
         *,
         integers: str = "auto",
+        sum_memory: int | str | None = None,
         early_rejection: bool = True,
         progress: StepProgress | None = None,
     ) -> None:
@@ -58,7 +59,7 @@ class Scorer:
         self.metric = metric
         self.early_rejection = early_rejection and metric.has_bound
         """Whether :meth:`prepare` does something."""
-        self.averager = Averager(model, integers=integers)
+        self.averager = Averager(model, **names_of(self.candidates), integers=integers, sum_memory=sum_memory)
         self.added: list[int] = []
         """The candidates in the running sum, in order, each as often as it was added."""
         self.known: list[float | None] = [None] * len(self.candidates)
@@ -120,8 +121,7 @@ class Scorer:
             self._journal = None
 
     def singles(self, given: Sequence[float] | None = None) -> list[float]:
-        """The score of every candidate alone: as ``given``, as recorded beside the checkpoint for this held-out set, or
-        measured now, in full and on the batches as they are."""
+        """Each candidate's own score: ``given``, recorded beside it for this held-out data, or measured, in full."""
         if given is not None:
             self.known = list(given)
             return list(given)
@@ -231,7 +231,7 @@ class Scorer:
 
         def write() -> list[str]:
             with naming(f"loading {name}", "the model may hold part of it", file=True):
-                return average_into(self.model, sources, integers=self._integers)
+                return average_into(self.model, sources, **names_of(self.candidates), integers=self._integers)
 
         self._plain_passes += 1
         trial = self._trial(name, key, list(indices), write, Rule(self.metric, best, strict, min_delta))

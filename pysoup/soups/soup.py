@@ -6,7 +6,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._version import __version__
 from ..checkpoint import save_state_dict
@@ -15,7 +15,6 @@ from .files import write_json
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..averager import Averager
     from ..evaluate import Direction
 
 
@@ -55,6 +54,13 @@ class GreedyStep:
         return {name: finite(value) for name, value in asdict(self).items()}
 
 
+class Result(Protocol):
+    """What has the weights of a soup: an :class:`Averager`, or a copy of them."""
+
+    def result(self) -> dict[str, Any]:
+        """New tensors."""
+
+
 @dataclass
 class Soup:
     """Averaged weights, the ingredients in the order of their addition, and their weights (they sum to one).
@@ -76,15 +82,23 @@ class Soup:
     metric: str | None
     direction: Direction | None
     trace: list[GreedyStep]
-    averager: Averager = field(repr=False)
+    averager: Result = field(repr=False)
+    kept: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+    """Where patterns left tensors out of the average: the names in order, with the model's own tensors for these."""
     options: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     passes: dict[str, float] = field(default_factory=dict)
     timing: dict[str, float] = field(default_factory=dict)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The soup as new tensors, with the model's names, shapes and dtypes; rounded once."""
-        return dict(self.averager.result())
+        """The soup as new tensors, with the model's names, shapes and dtypes; rounded once.
+
+        What was left out of the average is as it was in the model.
+        """
+        averaged = self.averager.result()
+        if not self.kept:
+            return dict(averaged)
+        return {name: averaged[name] if own is None else own for name, own in self.kept.items()}
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the weights to a ``.safetensors``, ``.pt`` or ``.pth`` file, recipe, ingredients and weights with them.
@@ -122,6 +136,7 @@ class Soup:
             "pysoup.recipe": self.recipe,
             "pysoup.ingredients": json.dumps(self.ingredients),
             "pysoup.weights": json.dumps(self.weights),
+            **{f"pysoup.{key}": json.dumps(self.options[key]) for key in ("include", "exclude") if key in self.options},
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .candidates import soup_notes
+from .candidates import names_of, own_tensors, soup_notes
 from .scorer import Scorer
 from .soup import GreedyStep, Soup
 from .trial import Trial
@@ -32,7 +32,8 @@ def soup_of(
         direction=scorer.metric.direction,
         trace=trace,
         averager=scorer.averager,
-        options=dict(options),
+        kept=own_tensors(scorer.model, scorer.candidates),
+        options={**options, **names_of(scorer.candidates)},
         notes=[*scorer.notes, *soup_notes(scorer.averager, members)],
         passes={"used": scorer.passes_used, "saved": scorer.passes_saved},
         timing=scorer.timing,

@@ -9,9 +9,10 @@ from torch import nn
 
 from ..averager import Averager
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric
+from ..names import NameFilter, Patterns
 from ..progress import StepProgress
 from ..weights import check_weights, mix
-from .candidates import Checkpoints, check_pool, open_candidates, soup_notes
+from .candidates import Checkpoints, check_pool, open_candidates, own_tensors, soup_notes
 from .scorer import Scorer
 from .soup import Soup
 
@@ -23,8 +24,11 @@ def uniform_soup(
     metric: MetricLike = "accuracy",
     weights: Sequence[float] | None = None,
     *,
+    include: Patterns = (),
+    exclude: Patterns = (),
     entry: str | None = None,
     integers: str = "auto",
+    sum_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> Soup:
     """Average all checkpoints into ``model`` and score the result on ``heldout``, if given.
@@ -32,22 +36,26 @@ def uniform_soup(
     ``weights`` (one per checkpoint, any finite numbers with a sum that is not zero) make it a weighted average; they
     are normalised, and a checkpoint of weight 0 is not read. ``entry`` is taken of files that nest several models, as
     in :func:`pysoup.average_checkpoints`. ``integers`` says what becomes of integer tensors that
-    differ, as in :func:`pysoup.average_state_dicts`. Checkpoints in files are streamed, never loaded whole. The
-    model holds the soup afterwards and its training flags are as before.
+    differ, as in :func:`pysoup.average_state_dicts`. Checkpoints in files are streamed, never loaded whole;
+    ``sum_memory`` is the budget of their sum, as in :func:`greedy_soup`. The model holds the soup afterwards and its
+    training flags are as before.
 
     Raises :class:`WeightsError`, :class:`IncompatibleError` where a checkpoint does not fit the model, and
     :class:`SoupError` for what goes wrong while scoring.
     """
     resolved = as_metric(metric)
-    candidates, notes = open_candidates(checkpoints, model, entry)
+    names = NameFilter.of(include, exclude)
+    candidates, notes = open_candidates(checkpoints, model, entry, names)
     law = mix(check_weights(weights, len(candidates)), range(len(candidates)))
     members = [candidates[member] for member in law.members]
     scorer: Scorer | None = None
     if heldout is None:
-        averager = Averager(model, integers=integers)
+        averager = Averager(model, **names.options(), integers=integers, sum_memory=sum_memory)
         check_pool(averager, members)
     else:
-        scorer = Scorer(model, members, as_heldout(heldout), resolved, integers=integers, progress=progress)
+        scorer = Scorer(
+            model, members, as_heldout(heldout), resolved, integers=integers, sum_memory=sum_memory, progress=progress
+        )
         averager = scorer.averager
     for left_out in set(range(len(candidates))) - set(law.members):
         check_pool(averager, [candidates[left_out]])  # alone: what is not averaged need not agree with the others
@@ -73,7 +81,9 @@ def uniform_soup(
         metric=None if score is None else resolved.name,
         direction=None if score is None else resolved.direction,
         trace=[],
+        options=dict(names.options()),
         averager=averager,
+        kept=own_tensors(model, members),
         notes=[*notes, *soup_notes(averager, members)],
         passes={} if scorer is None else {"used": scorer.passes_used, "saved": scorer.passes_saved},
         timing={} if scorer is None else scorer.timing,
