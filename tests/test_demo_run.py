@@ -18,6 +18,8 @@ from pysoup.demo.network import DigitNet
 from pysoup.demo.pipeline import DemoResult, run_demo
 from pysoup.demo.task import Digits
 from pysoup.finetune import Hyperparameters, Ranges, trainer
+from pysoup.report.collect import collect
+from pysoup.report.drawings import figure1
 
 SMALL = Ranges(log10_learning_rate=(-2.7, -2.5), epochs=(1, 2))
 Data = tuple[Tensor, Tensor]
@@ -122,6 +124,19 @@ def test_demo_results_file_agrees(finished: DemoResult) -> None:
     assert content["rows"][3]["test"] == finished.table.rows[3].test
     assert content["heldout"] == finished.heldout
     assert (finished.output / "table.md").read_text() == finished.table.markdown()
+
+
+def test_a_report_on_the_demo_has_its_table(finished: DemoResult) -> None:
+    content = collect([finished.output])
+    assert [row.label for row in content.rows] == [row.name for row in finished.table.rows]
+    for row, expected in zip(content.rows, finished.table.rows, strict=True):
+        tests = {name: row.tests[name] for name in content.tests}
+        assert tests == {finished.table.test: expected.test, **expected.shifts}
+        assert row.mean == pytest.approx(expected.mean_shift)
+    assert [row.heldout for row in content.rows[-2:]] == [finished.uniform.score, finished.greedy.score]
+    assert content.start is not None
+    assert all(model.hyperparameters["learning_rate"] > 0 for model in content.models)
+    assert figure1(content) is not None
 
 
 def test_demo_goes_on_and_ends_with_the_same_bits(finished: DemoResult, monkeypatch: pytest.MonkeyPatch) -> None:

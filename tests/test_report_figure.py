@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -44,6 +45,18 @@ def test_marks_have_the_papers_colors(tmp_path: Path) -> None:
     assert marks(tmp_path / "all.png") == set(COLORS)
     draw(tmp_path / "soups.png", models=[], initialization=None)
     assert marks(tmp_path / "soups.png") == {"purple", "blue"}
+
+
+def test_a_name_in_svg_gives_the_same_vector_drawing_each_time(tmp_path: Path) -> None:
+    for name in ("one.svg", "two.svg", "THREE.SVG"):
+        draw(tmp_path / name)
+    root = ET.parse(tmp_path / "one.svg").getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert (root.get("width"), root.get("height")) == ("460.8pt", "345.6pt")
+    text = (tmp_path / "one.svg").read_text()
+    for color in COLORS.values():
+        assert "#{:02x}{:02x}{:02x}".format(*color) in text
+    assert text == (tmp_path / "two.svg").read_text() == (tmp_path / "THREE.SVG").read_text()
 
 
 def test_old_figure_is_replaced(tmp_path: Path) -> None:

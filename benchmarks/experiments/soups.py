@@ -14,7 +14,10 @@ from pysoup.soups import (
     Soup,
     greedy_ensemble,
     greedy_soup,
+    interpolate,
+    learned_soup,
     logit_ensemble,
+    model_stock,
     pruned_soup,
     random_orders,
     uniform_soup,
@@ -25,6 +28,14 @@ MARGIN = 0.08
 MIXING = 0.05
 """Mixing a candidate should cost at most this share of scoring it in full."""
 ORDERS = 3
+LEARNED: dict[str, dict[str, Any]] = {
+    "learned": {"preset": "paper"},
+    "learned_layer": {"preset": "official-bylayer"},
+    "learned_mehl": {"preset": "mehl"},
+}
+"""Methods whose mixing weights are learned, and their settings."""
+MEHL_BLOCKS = 4
+"""Its authors move 18 of 72 models at a time: a block is a fourth."""
 
 
 def compare(pool: Pool, *, orders: int = ORDERS) -> dict[str, Any]:
@@ -38,9 +49,7 @@ def compare(pool: Pool, *, orders: int = ORDERS) -> dict[str, Any]:
     rows: dict[str, Any] = {}
 
     def enter(name: str, heldout: float | None, correct: Correct, ingredients: Sequence[int]) -> None:
-        rows[name] = {**_accuracy(heldout, correct), "ingredients": list(ingredients)}
-        if name != "best":
-            rows[name]["mcnemar"] = _mcnemar(correct, singles[best])
+        rows[name] = _row(heldout, correct, ingredients, None if name == "best" else singles[best])
 
     for name, index in (("best", best), ("second", second)):
         enter(name, pool.ingredients[index].record.score, singles[index], [index])
@@ -63,7 +72,7 @@ def compare(pool: Pool, *, orders: int = ORDERS) -> dict[str, Any]:
     pool.load(pool.start)
     start = pool.correct_now()
     return {
-        "methods": rows,
+        "methods": {**rows, **mixed(pool)},
         "random_orders": random,
         "start": _accuracy(None, start),
         "models": [
@@ -76,6 +85,37 @@ def compare(pool: Pool, *, orders: int = ORDERS) -> dict[str, Any]:
         },
         "cost": _cost(greedy),
     }
+
+
+def mixed(pool: Pool) -> dict[str, Any]:
+    """The rows of unequal weights: learned on the held-out set (paper, appendix I), or between start and soup.
+
+    WiSE-FT goes from the start to the uniform soup, its alpha chosen on the held-out set.
+    """
+    best, count = pool.correct(pool.logits(pool.ranked()[0])), len(pool.paths)
+    rows = {}
+    for name, options in LEARNED.items():
+        blocks = {"blocks": max(1, count // MEHL_BLOCKS)} if name == "learned_mehl" else {}
+        run = _run(pool, name)
+        soup = learned_soup(pool.paths, pool.model, pool.heldout, run=run, place="auto", **options, **blocks)
+        rows[name] = _row(soup.score, pool.correct_now(), range(count), best) | {
+            "weights": soup.weights,
+            "granules": len(soup.granules),
+            "beta": soup.beta,
+            "loss": [epoch.loss for epoch in soup.epochs],
+            "seconds": soup.timing,
+        }
+    stock = model_stock(pool.start, pool.paths, pool.model, pool.heldout)
+    rows["stock"] = _row(stock.score, pool.correct_now(), range(count), best) | {"ratios": stock.ratios}
+    uniform = uniform_soup(pool.paths, pool.model)
+    path = interpolate(pool.start, uniform, pool.model, pool.heldout, run=_run(pool, "wise"))
+    rows["wise"] = _row(path.score, pool.correct_now(), range(count), best) | {"alpha": path.alpha}
+    return rows
+
+
+def _row(heldout: float | None, correct: Correct, ingredients: Sequence[int], best: Correct | None) -> dict[str, Any]:
+    row = {**_accuracy(heldout, correct), "ingredients": list(ingredients)}
+    return row if best is None else row | {"mcnemar": _mcnemar(correct, best)}
 
 
 def _without_records(pool: Pool) -> list[Path]:

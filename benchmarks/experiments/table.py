@@ -16,12 +16,17 @@ METHODS = {
     "uniform": "Uniform soup",
     "greedy": "Greedy soup",
     "random": "Greedy soup (random order)",
+    "learned": "Learned soup",
+    "learned_layer": "Learned soup (by layer)",
+    "learned_mehl": "Learned soup (MEHL)",
+    "stock": "Model Stock",
+    "wise": "Uniform soup and start (WiSE-FT)",
     "pruned": "Pruned soup",
     "ensemble": "Ensemble",
     "greedy_ensemble": "Greedy ensemble",
 }
-"""As in the paper's Table 3; the pruned soup is Dansereau et al.'s."""
-COMPARED = ("second", "uniform", "greedy", "pruned", "ensemble", "greedy_ensemble")
+"""As in the paper's Table 3; the pruned soup is that of 2301.10092, MEHL of 2407.03641, Model Stock of 2403.19522."""
+COMPARED = tuple(name for name in METHODS if name not in ("best", "random"))
 Run = Mapping[str, Any]
 
 

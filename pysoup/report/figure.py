@@ -24,14 +24,16 @@ def figure1(
     initialization: Result | None = None,
     test: str = "test",
 ) -> None:
-    """Write a PNG of 960 x 720 pixels to ``path``; an existing file is replaced whole or not at all.
+    """Write a PNG of 960 x 720 pixels to ``path``, or, where it ends in ``.svg``, a vector drawing of that shape.
 
+    An existing file is replaced whole or not at all; the same results give the same bytes.
     The marks are the paper's: greedy soup a purple star, uniform soup a blue circle, initialisation a grey hexagon,
     fine-tuned models green diamonds. Needs matplotlib (:class:`BackendError` without); no display.
     """
     if find_spec("matplotlib") is None:
         raise BackendError("a figure needs matplotlib: pip install 'model-soups[demo]' (in a checkout: '.[demo]')")
     # Not through pyplot: no global state, no backend that looks for a display.
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -57,7 +59,12 @@ def figure1(
     target = Path(path)
     temporary = temporary_path(target)
     try:
-        figure.savefig(temporary, format="png", dpi=DPI)
+        if target.suffix.lower() == ".svg":
+            # Names and a date that no two drawings would share.
+            with rc_context({"svg.hashsalt": "pysoup"}):
+                figure.savefig(temporary, format="svg", metadata={"Date": None})
+        else:
+            figure.savefig(temporary, format="png", dpi=DPI)
         publish_file(temporary, target, overwrite=True)
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror}", file=target) from error
