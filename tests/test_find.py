@@ -191,6 +191,25 @@ def test_a_pipeline_is_not_a_folder_of_checkpoints(here: Path) -> None:
     assert "unet, vae" in line
 
 
+def test_a_sweep_without_a_finished_run_is_no_folder_of_checkpoints(here: Path) -> None:
+    touch("x/start/start.safetensors")
+    assert refused("x") == refused("x/").replace("x/:", "x:")
+    assert refused("x").startswith("x: no run of this fine-tuning sweep has finished yet; its start is start/start.")
+    touch("x/earlier/model_00_at_0.5.safetensors", "x/ema_0.9/earlier/model_00_at_0.5.safetensors")
+    Path("x/sweep.json").write_text('{\n  "pysoup": "0.1.0",\n  "models": []\n}')
+    assert "no run of this fine-tuning sweep" in refused("x")
+    assert "no run of this fine-tuning sweep" in refused("*")
+    assert found("x/start", "x/earlier") == ["x/start", "x/earlier"]
+    touch("x/model_00.safetensors", "x/model_01.safetensors")
+    assert found("x") == ["x/model_00.safetensors", "x/model_01.safetensors"]
+
+
+def test_folders_that_are_called_start_or_have_a_sweep_file_of_others_are_taken(here: Path) -> None:
+    touch("a/start/model.safetensors", "b/start/start.safetensors", "b/end/end.safetensors", "c/m/model.safetensors")
+    Path("c/sweep.json").write_text('{"method": "grid"}')
+    assert found("a", "b", "c") == ["a/start", "b/end", "b/start", "c/m"]
+
+
 def test_a_directory_without_weights_says_what_it_holds(here: Path) -> None:
     touch("empty/.hidden", "d/config.json", "old/weights.h5")
     assert "an empty directory" in refused("empty")

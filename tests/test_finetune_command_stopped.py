@@ -84,3 +84,17 @@ def test_second_sweep_in_the_directory_is_refused(kitchen: Path) -> None:
     assert second.stderr == "pysoup: error: x: another sweep is running in this directory\n"
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
+
+
+def test_sweep_killed_in_its_first_run_has_no_checkpoint_for_a_recipe(kitchen: Path) -> None:
+    """Its start is one of its directories, and is taken by those who name it only."""
+    process = begin(kitchen, "finetune", "sweep.toml", "-o", "x", slow=0.5)
+    until((kitchen / "begun_1").exists, process)
+    process.kill()
+    process.communicate()
+    assert (kitchen / "x" / "start" / "start.safetensors").exists()
+    recipe = pysoup(kitchen, "greedy", "--task", "tasks.py:Task", "x", "-o", "soup")
+    assert recipe.returncode == 1
+    line = "no run of this fine-tuning sweep has finished yet; its start is start/start.safetensors"
+    assert recipe.stderr == f"pysoup: error: x: {line}\n"
+    assert not (kitchen / "soup").exists()

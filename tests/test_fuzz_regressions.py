@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGETS = ("headers", "indexes", "torch", "pickles", "legacy", "npz")
+TARGETS = ("headers", "indexes", "torch", "pickles", "legacy", "npz", "distributed")
 RUNS = 2000
 
 

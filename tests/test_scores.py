@@ -93,7 +93,7 @@ def test_nested_metrics_have_dotted_names(here: Path) -> None:
     write("runs/s.json", records)
     assert top(by="metrics.val.acc.top1") == BEST_TWO
     assert top(by="a.b") == ["runs/a.pt", "runs/c.pt"]
-    assert "found a.b, metrics.val" in refused(by="metrics.acc")
+    assert "found metrics.val, a.b" in refused(by="metrics.acc")
 
 
 def test_scores_come_back_and_are_noted(here: Path) -> None:
@@ -170,6 +170,17 @@ def test_a_checkpoint_without_a_score_is_named(here: Path) -> None:
     assert refused() == "runs/c.pt: no score in runs/s.json"
     write("runs/s.json", {"a.pt": {"val": 1}, "b.pt": {"val": 2}, "c.pt": {"test": 3, "top": 1, "text": "x"}})
     assert refused() == "runs/s.json: no metric 'val' for runs/c.pt ('c.pt'): found test, top"
+
+
+def test_a_metric_that_is_not_there_is_refused_with_the_nearest_first(here: Path) -> None:
+    values = {"a_1": 1, "b_2": 2, "c_3": 3, "d_4": 4, "e_5": 5, "score": 0.5, "val_acc": 6}
+    models = [{"path": f"{name}.pt", **values} for name in "abc"]
+    write("runs/s.json", {"metric": "accuracy", "models": models})
+    line = "runs/s.json: no metric {!r} for runs/a.pt (record of 'a.pt'): found "
+    given, others = line.format("accuracy"), "a_1, b_2, c_3, d_4, and 2 more"
+    assert refused(by="accuracy") == f"{given}score, {others}, expected score, which is accuracy here"
+    assert refused(by="val_accuracy").startswith(line.format("val_accuracy") + "val_acc, a_1")
+    assert refused(by="nll") == line.format("nll") + "a_1, b_2, c_3, d_4, e_5, and 2 more"
 
 
 @pytest.mark.parametrize("value", [None, "0.9", True, [0.9], {"x": 1}, "1e999"])

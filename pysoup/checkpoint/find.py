@@ -13,18 +13,25 @@ from typing import Any, NamedTuple, overload
 
 from ..errors import CheckpointError
 from .checkpoint import Checkpoint, open_checkpoint
-from .index import INDEX_SUFFIXES, PREFERRED, SUFFIXES, is_weights, natural_key, resolve
+from .index import DISTRIBUTED_SUFFIX, INDEX_SUFFIXES, PREFERRED, SUFFIXES, is_weights, natural_key, resolve
 from .reading import reason
 from .strict_json import clip
 
 _PATTERN = re.compile(r"[*?[]")
 _LISTED = 5
+SUMMARY, START = "sweep.json", "start"
+"""What a sweep has beside its checkpoints: the list of them, and the folder of the start of all."""
+_HEAD = 64
+_OPTIMIZER = re.compile(r"optimizer(_[0-9]+)?")
+"""The directory of an optimizer's state beside that of the weights, where both are distributed checkpoints."""
 # Best first, where one directory has a model in several formats.
 _FORMATS = (INDEX_SUFFIXES[0], SUFFIXES[0], INDEX_SUFFIXES[1], *SUFFIXES[1:])
 # Zero-padded, as transformers numbers shards: `fold-1-of-5.pt` is a model.
 _NUMBERED = re.compile(r"(.*?)([0-9]{4,})-of-([0-9]{4,})(.*)", re.DOTALL)
 # Tensor-parallel pieces have the same names and often the same shapes: averaged, they would pass for a model.
 _PIECE = re.compile(r"(^consolidated\.|[dmpt]p_rank_)[0-9]+")
+_DISTRIBUTED_PIECE = re.compile(r"shard-[0-9]+-(model-[0-9]+-of-[0-9]+\.safetensors)")
+"""As torch.distributed.checkpoint names safetensors before it consolidates them."""
 
 
 class _Found(NamedTuple):
@@ -171,22 +178,41 @@ def _inside(directory: Path) -> _Found:
     if found.paths:
         return found
     names, folders = _listing(directory)
+    if _is_sweep(directory, names, folders):
+        what = f"no run of this fine-tuning sweep has finished yet; its start is {START}/{START}{SUFFIXES[0]}"
+        raise CheckpointError(what, file=directory)
     if "model_index.json" in names:
         what = "a pipeline of several models, not one; give one of its directories"
         raise CheckpointError(what, file=directory, found=", ".join(clip(n, 60) for n in folders[:_LISTED]))
-    models = []
+    models, left_out = [], []
     for folder in folders:
         inside = _own(directory / folder)
         if inside.paths and inside.paths != [directory / folder]:
             what = f"its directory {clip(folder, 60)!r} is not one model; give that directory, or a pattern"
             raise CheckpointError(what, file=directory, found=f"{len(inside.paths)} checkpoints in it")
-        models += inside.paths
-    return _Found(models, [])
+        if inside.paths and _OPTIMIZER.fullmatch(folder):
+            left_out.append(f"{folder} (an optimizer's state)")
+        else:
+            models += inside.paths
+    return _Found(models, left_out)
+
+
+def _is_sweep(directory: Path, names: Sequence[str], folders: Sequence[str]) -> bool:
+    """Whether ``pysoup finetune`` works here and no run has ended: there is the start alone, or what runs began."""
+    if SUMMARY in names:
+        try:
+            with open(directory / SUMMARY, "rb") as file:
+                return b'"pysoup"' in file.read(_HEAD)
+        except OSError as error:
+            raise CheckpointError(reason(error), file=directory / SUMMARY) from None
+    return list(folders) == [START] and os.path.exists(directory / START / f"{START}{SUFFIXES[0]}")
 
 
 def _own(directory: Path) -> _Found:
     """The same without a look further down; empty where there are no weights."""
     names, _ = _listing(directory)
+    if any(n.endswith(DISTRIBUTED_SUFFIX) for n in names):
+        return _Found([directory], [])
     if any(n.endswith(INDEX_SUFFIXES) for n in names) or not set(names).isdisjoint(PREFERRED):
         return _Found([directory], [])
     files = [directory / n for n in names if is_weights(n)]
@@ -236,6 +262,8 @@ def _refuse_shards(files: Sequence[Path], *, alone: bool) -> None:
 
 def _shard_of(name: str) -> object:
     """What the shards of one model have in common in their names, or None: a tuple where the count is part of it."""
+    if match := _DISTRIBUTED_PIECE.fullmatch(name):
+        return f"shard-*-{match[1]}"
     if match := _NUMBERED.fullmatch(name):
         return (match[1], match[3], match[4]) if int(match[3]) > 1 else None
     piece = _PIECE.sub(r"\1*", name)

@@ -1,4 +1,4 @@
-"""From a path to the files behind it: a file, an index file, or a directory of one model (Hugging Face's layout).
+"""From a path to the files behind it: a file, an index file, or a directory of one model (Hugging Face's layout, DCP).
 
 Shard names in an index must be plain file names: an index can never point outside its own directory by name. Files
 that are symbolic links are followed, because the Hugging Face cache consists of them.
@@ -24,9 +24,13 @@ INDEX_SUFFIX = ".safetensors.index.json"
 INDEX_SUFFIXES = (INDEX_SUFFIX, ".bin.index.json")
 FOREIGN_SUFFIXES = (".pkl", ".h5", ".gguf", ".msgpack", ".onnx")
 """Weights in formats that this layer does not read."""
+DISTRIBUTED_METADATA, DISTRIBUTED_SUFFIX = ".metadata", ".distcp"
+"""The files of a ``torch.distributed.checkpoint``: which tensor is where, and what each process saved."""
 LONGEST_NAME = 255
 """Bytes in a file name, on every Linux filesystem of note."""
 
+_COMMON = "common.pt"
+"""What Megatron keeps beside the shards: settings."""
 PREFERRED = (f"model{SUFFIX}", "pytorch_model.bin")
 """The weight files of a directory of one model, where transformers looks for them, in its order."""
 _TRAINING = re.compile(
@@ -67,6 +71,8 @@ def resolve(path: Path) -> Source:
     if not exists:
         broken = path.is_symlink()
         raise CheckpointError("broken symbolic link" if broken else "no such file or directory", file=path)
+    if path.name == DISTRIBUTED_METADATA:
+        return _resolve_distributed(path.parent)
     if path.suffix == ".json":
         return _resolve_index(path)
     if not path.name.endswith(SUFFIXES):
@@ -82,6 +88,13 @@ def _resolve_directory(path: Path) -> Source:
         names = sorted((n for n in os.listdir(path) if not n.startswith(".")), key=natural_key)
     except OSError as error:
         raise CheckpointError(reason(error), file=path) from None
+    if any(n.endswith(DISTRIBUTED_SUFFIX) for n in names):
+        weights = [n for n in names if (is_weights(n) and n != _COMMON) or n.endswith(INDEX_SUFFIXES)]
+        if not weights:
+            return _resolve_distributed(path)
+        what = "holds a distributed checkpoint and other weights, name one of them"
+        found, expected = ", ".join(clip(n, 60) for n in weights[:5]), f"{DISTRIBUTED_METADATA} or a weight file"
+        raise CheckpointError(what, file=path, found=found, expected=expected)
     # As transformers looks for them: safetensors first, and an index before a file.
     for suffix, index_suffix, preferred in zip((SUFFIX, ".bin"), INDEX_SUFFIXES, PREFERRED, strict=True):
         indices = [n for n in names if n.endswith(index_suffix)]
@@ -106,6 +119,20 @@ def _only(directory: Path, names: Sequence[str], preferred: str, kind: str) -> s
         found = ", ".join(clip(n, 60) for n in names[:5]) + (", ..." if len(names) > 5 else "")
         raise CheckpointError(f"several {kind}, name one of them", file=directory, found=found, expected=preferred)
     return names[0] if names else None
+
+
+def _resolve_distributed(directory: Path) -> Source:
+    try:
+        names = sorted(os.listdir(directory), key=natural_key)
+    except OSError as error:
+        raise CheckpointError(reason(error), file=directory) from None
+    if DISTRIBUTED_METADATA not in names:
+        what = f"distributed checkpoint without its {DISTRIBUTED_METADATA}: its saving did not end"
+        raise CheckpointError(what, file=directory)
+    files = tuple(directory / n for n in names if n.endswith(DISTRIBUTED_SUFFIX) and not n.startswith("."))
+    if not files:
+        raise CheckpointError(f"no {DISTRIBUTED_SUFFIX} files beside it", file=directory / DISTRIBUTED_METADATA)
+    return Source(files, is_directory=True, index_file=directory / DISTRIBUTED_METADATA)
 
 
 def _resolve_index(path: Path) -> Source:

@@ -41,13 +41,14 @@ class _Record(NamedTuple):
 class _Scores(NamedTuple):
     """A file of scores; ``matched`` has the records of each checkpoint, which may be none.
 
-    ``smaller`` where the file itself says that of its :data:`PLAIN` scores the smaller one is better, as the summary of
-    a sweep does.
+    ``smaller`` where the file itself says that of its :data:`PLAIN` scores the smaller one is better, and ``metric``
+    what they are, as the summary of a sweep does.
     """
 
     file: Path
     matched: list[list[_Record]]
     smaller: bool = False
+    metric: str = ""
 
     def values(self, position: int, metric: str) -> list[tuple[str, object]]:
         """Place and value of every record of a checkpoint that has the metric."""
@@ -182,6 +183,8 @@ def _read(file: Path, table: _Names) -> _Scores:
             scores.matched[positions[0]].append(record)
         elif record.names == ["direction"] and record.values == "min":
             scores = scores._replace(smaller=True)
+        elif record.names == ["metric"] and isinstance(record.values, str):
+            scores = scores._replace(metric=record.values)
     return scores
 
 
@@ -242,11 +245,13 @@ def _score(scores: _Scores, position: int, by: str, path: Path) -> float:
         raise CheckpointError(f"no score in {scores.file}", file=path)
     values = scores.values(position, by)
     if not values:
-        metrics = list(dict.fromkeys(name for record in records for name in _metrics(record.values)))
+        metrics = sorted({name for record in records for name in _metrics(record.values)})
+        near = _near(by, metrics, scores.metric)
         raise CheckpointError(
             f"no metric {by!r} for {path} ({records[0].where})",
             file=scores.file,
-            found=_listed(sorted(metrics)) or "none",
+            found=_listed([*near, *(name for name in metrics if name not in near)]) or "none",
+            expected=f"{PLAIN}, which is {by} here" if near == [PLAIN] and scores.metric == by else None,
         )
     numbers = [_number(scores.file, where, value, f"{by} of {path}") for where, value in values]
     for (where, _), number in zip(values, numbers, strict=True):
@@ -288,6 +293,13 @@ def _metrics(values: object) -> Iterator[str]:
             yield from (f"{key}.{inner}" for inner, number in value.items() if type(number) in (int, float))
         elif type(value) in (int, float):
             yield key
+
+
+def _near(name: str, metrics: Sequence[str], plain: str) -> list[str]:
+    """The metrics that may have been meant; ``plain`` is what those that are called :data:`PLAIN` are."""
+    from difflib import get_close_matches
+
+    return [PLAIN] if name == plain and PLAIN in metrics else get_close_matches(name, metrics)
 
 
 def _absolute(path: Path) -> Path:

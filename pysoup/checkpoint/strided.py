@@ -46,8 +46,8 @@ def copy_in_c_order(
         tile = [min(w, n - b) for w, n, b in zip(whole, shape, begin, strict=True)]
         packing = _packing(tile, strides, gap)
         _read_tile(packing, tile, strides, itemsize, source, read, _dot(begin, strides))
-        _native.load().strided_copy(result, 0, _c_strides(tile), source, 0, packing.strides, tile, itemsize)
-        _write_tile(tile, shape, itemsize, result, write, _dot(begin, _c_strides(shape)))
+        _native.load().strided_copy(result, 0, c_strides(tile), source, 0, packing.strides, tile, itemsize)
+        _write_tile(tile, shape, itemsize, result, write, _dot(begin, c_strides(shape)))
 
 
 class _Packing(NamedTuple):
@@ -143,7 +143,7 @@ def _write_tile(
 ) -> None:
     inner = _first_of_run(tile, shape)
     size = math.prod(tile[inner:]) * itemsize
-    strides = [stride * itemsize for stride in _c_strides(shape)]
+    strides = [stride * itemsize for stride in c_strides(shape)]
     for k, place in enumerate(_positions(tile[:inner], strides[:inner], begin * itemsize)):
         write(result[k * size : (k + 1) * size], place)
 
@@ -170,7 +170,7 @@ def _coalesced(shape: Sequence[int], strides: Sequence[int]) -> tuple[list[int],
     return sizes, steps
 
 
-def _c_strides(shape: Sequence[int]) -> list[int]:
+def c_strides(shape: Sequence[int]) -> list[int]:
     strides: list[int] = []
     step = 1
     for n in reversed(shape):

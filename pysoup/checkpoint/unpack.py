@@ -1,4 +1,4 @@
-"""Tensors that are not plain bytes in their file, made so in a temporary file: inflated, put in C order.
+"""Tensors that are not plain bytes in their file, made so in a temporary file: inflated, put in C order, put together.
 
 What reads tensors then needs one way to do it: so many bytes at an offset of a descriptor. Memory stays bounded
 whatever the size of a tensor; the disk holds the plain bytes.
@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from ..errors import CheckpointError, OutputError
-from .contents import Deflated, Form, Strided
-from .reading import read_exactly
+from .contents import Deflated, Form, Piece, Pieces, Strided
+from .pieces import assemble
+from .reading import FileStamp, open_file, read_exactly
 from .strict_json import clip
 from .strided import copy_in_c_order
 
@@ -80,19 +81,58 @@ class Unpacked:
     def _unpack(self, fd: int, entry: TensorEntry, form: Form, path: Path) -> int:
         begin, end = self._end, self._end + _padded(entry.nbytes)
         if isinstance(form, Strided):
-            self._reorder(fd, entry, path, form.strides, entry.offset, begin)
+            self._reorder(fd, entry, path, entry.shape, form.strides, entry.offset, begin)
+        elif isinstance(form, Pieces):
+            self._assemble(entry, form, begin, end)
         elif form.strides is None:
             self._inflate(fd, entry, form, path, begin, entry.nbytes)
         else:
             # Inflated to where the next tensor goes: in order from there, then in the way no longer.
             self._inflate(fd, entry, form, path, end, _stored_bytes(entry, form.strides))
-            self._reorder(self._fd(), entry, path, form.strides, end, begin)
+            self._reorder(self._fd(), entry, path, entry.shape, form.strides, end, begin)
             self._truncate(end)
         self._end = end
         return begin
 
+    def _assemble(self, entry: TensorEntry, form: Pieces, begin: int, end: int) -> None:
+        """Put the boxes of a tensor together at ``begin`` of the temporary file; behind ``end`` of it there is room."""
+        opened: dict[Path, int] = {}
+        try:
+            for piece in form.boxes:
+                if piece.path not in opened:
+                    opened[piece.path] = _open_unchanged(piece)
+            places = []
+            for piece in form.boxes:
+                place = opened[piece.path], piece.offset, piece.path
+                if piece.strides is not None:
+                    self._reorder(place[0], entry, piece.path, piece.sizes, piece.strides, piece.offset, end)
+                    place = self._fd(), end, piece.path
+                    end += math.prod(piece.sizes) * entry.dtype.itemsize
+                places.append(place)
+
+            def read(box: int, view: memoryview, position: int) -> None:
+                fd, offset, path = places[box]
+                read_exactly(fd, view, offset + position, path, clip(entry.name))
+
+            def write(view: memoryview, position: int) -> None:
+                self._write(view, begin + position)
+
+            boxes = [(piece.corner, piece.sizes) for piece in form.boxes]
+            assemble(entry.shape, boxes, entry.dtype.itemsize, self._limit, read, write)
+        finally:
+            for fd in opened.values():
+                os.close(fd)
+        self._truncate(begin + _padded(entry.nbytes))
+
     def _reorder(
-        self, fd: int, entry: TensorEntry, path: Path, strides: Sequence[int], offset: int, begin: int
+        self,
+        fd: int,
+        entry: TensorEntry,
+        path: Path,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        offset: int,
+        begin: int,
     ) -> None:
         """Put the elements at ``offset`` of ``fd`` in C order, from ``begin`` of the temporary file on."""
 
@@ -102,7 +142,7 @@ class Unpacked:
         def write(view: memoryview, position: int) -> None:
             self._write(view, begin + position)
 
-        copy_in_c_order(entry.shape, strides, entry.dtype.itemsize, self._limit, read, write)
+        copy_in_c_order(shape, strides, entry.dtype.itemsize, self._limit, read, write)
 
     def _inflate(self, fd: int, entry: TensorEntry, form: Deflated, path: Path, begin: int, nbytes: int) -> None:
         """Put the ``nbytes`` bytes of a deflated tensor at ``begin`` of the temporary file."""
@@ -183,7 +223,18 @@ def unpacked_bytes(entries: Iterable[TensorEntry]) -> int:
         kept += _padded(entry.nbytes)
         if isinstance(entry.form, Deflated) and entry.form.strides is not None:
             passing = max(passing, _stored_bytes(entry, entry.form.strides))
+        elif isinstance(entry.form, Pieces) and any(piece.strides is not None for piece in entry.form.boxes):
+            passing = max(passing, entry.nbytes)
     return kept + passing
+
+
+def _open_unchanged(piece: Piece) -> int:
+    """A descriptor of the piece's file, if it is the one whose headers were checked."""
+    fd = open_file(piece.path)
+    if FileStamp.of(os.fstat(fd)) != piece.stamp:
+        os.close(fd)
+        raise CheckpointError("file changed since its header was checked", file=piece.path)
+    return fd
 
 
 def _stored_bytes(entry: TensorEntry, strides: Sequence[int]) -> int:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypeAlias
 
 from ..errors import CheckpointError
 from .reading import read_exactly
@@ -43,6 +43,9 @@ _UNSAFE = re.compile(r"\A\Z|\A/|\A.:|(?:\A|/)\.{0,2}/|(?:\A|/)\.{1,2}\Z|[\\\0]",
 """Absolute, with a drive, with an empty part or one that leads elsewhere, or read differently elsewhere."""
 _U16, _U32 = 0xFFFF, 0xFFFFFFFF
 
+_Read: TypeAlias = Callable[[memoryview, int], None]
+"""Fills the view from a position in the archive."""
+
 
 class Record(NamedTuple):
     """One member: ``compressed_size`` bytes at ``offset`` (absolute) of the file, which stand for ``size`` bytes.
@@ -71,20 +74,26 @@ class _Central(NamedTuple):
     header: int
 
 
-def read_records(fd: int, path: Path, size: int) -> dict[str, Record]:
+def read_records(fd: int, path: Path, size: int, origin: int = 0) -> dict[str, Record]:
     """The members of the archive of ``size`` bytes, by name, in the order of the directory; directories left out.
+
+    The archive begins at byte ``origin`` of the file.
 
     Raises CheckpointError for whatever is damaged, ambiguous, encrypted, compressed by another method than deflate, or
     named like a path outside a folder.
     """
-    count, length, start = _find_directory(fd, path, size)
+
+    def read(view: memoryview, position: int) -> None:
+        read_exactly(fd, view, origin + position, path)
+
+    count, length, start = _find_directory(read, path, size)
     raw = bytearray(length)
-    read_exactly(fd, memoryview(raw), start, path)
+    read(memoryview(raw), start)
     records: dict[str, Record] = {}
     spans: list[tuple[int, int, str]] = []
     for member in _directory(bytes(raw), count, path):
         name = member.name
-        offset = _data_offset(fd, path, member, start)
+        offset = _data_offset(read, path, member, start)
         end = offset + member.compressed_size
         if end > start:
             _fail(path, name, "reaches beyond the records' part of the file", f"byte {end}", f"up to {start}")
@@ -94,7 +103,7 @@ def read_records(fd: int, path: Path, size: int) -> dict[str, Record]:
         if name in records:
             _fail(path, name, "comes twice")
         deflated = member.method == _DEFLATED
-        records[name] = Record(name, offset, member.size, member.compressed_size, deflated, member.crc)
+        records[name] = Record(name, origin + offset, member.size, member.compressed_size, deflated, member.crc)
     spans.sort()
     if first := spans[0][0] if spans else start:
         raise CheckpointError("zip archive begins with other data", file=path, found=f"{first} bytes", expected="none")
@@ -104,12 +113,12 @@ def read_records(fd: int, path: Path, size: int) -> dict[str, Record]:
     return records
 
 
-def _find_directory(fd: int, path: Path, size: int) -> tuple[int, int, int]:
+def _find_directory(read: _Read, path: Path, size: int) -> tuple[int, int, int]:
     """Count of entries, length in bytes and offset of the central directory."""
     if size < _END.size:
         raise CheckpointError("too short for a zip archive", file=path, found=f"{size} bytes")
     tail = bytearray(min(size, _END.size + _LONGEST_COMMENT))
-    read_exactly(fd, memoryview(tail), size - len(tail), path)
+    read(memoryview(tail), size - len(tail))
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) - at < _END.size:
         raise CheckpointError("zip archive has no end mark: it is truncated, or followed by other data", file=path)
@@ -119,7 +128,7 @@ def _find_directory(fd: int, path: Path, size: int) -> tuple[int, int, int]:
         raise CheckpointError("zip archive does not end at its end mark", file=path, found=found, expected=comment)
     end = size - len(tail) + at
     short_form = (disk, first_disk, here, count, length, start)
-    (disk, first_disk, here, count, length, start), end = _find_zip64(fd, path, end, short_form)
+    (disk, first_disk, here, count, length, start), end = _find_zip64(read, path, end, short_form)
     if disk or first_disk or here != count:
         raise CheckpointError("zip archive is one part of several", file=path)
     if start + length != end:
@@ -132,12 +141,12 @@ def _find_directory(fd: int, path: Path, size: int) -> tuple[int, int, int]:
     return count, length, start
 
 
-def _find_zip64(fd: int, path: Path, end: int, fields: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+def _find_zip64(read: _Read, path: Path, end: int, fields: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
     """The fields of the end mark in their long form where there is one, and where the end marks begin."""
     limits = (_U16, _U16, _U16, _U16, _U32, _U32)
     long_form = any(value == limit for value, limit in zip(fields, limits, strict=True))
     locator = bytearray(min(end, _LOCATOR.size))
-    read_exactly(fd, memoryview(locator), end - len(locator), path)
+    read(memoryview(locator), end - len(locator))
     if len(locator) < _LOCATOR.size or not locator.startswith(b"PK\x06\x07"):
         if long_form:
             raise CheckpointError("zip archive lacks its zip64 end mark", file=path)
@@ -149,7 +158,7 @@ def _find_zip64(fd: int, path: Path, end: int, fields: tuple[int, ...]) -> tuple
         expected = f"byte {end - _LOCATOR.size - _END64.size}"
         raise CheckpointError("zip64 end mark is misplaced", file=path, found=f"byte {at}", expected=expected)
     raw = bytearray(_END64.size)
-    read_exactly(fd, memoryview(raw), at, path)
+    read(memoryview(raw), at)
     signature, rest, _, _, *values = _END64.unpack(raw)
     if signature != b"PK\x06\x06" or rest != _END64.size - 12:
         raise CheckpointError("zip64 end mark is damaged", file=path)
@@ -243,13 +252,13 @@ def _zip64_field(path: Path, name: str, extra: bytes) -> bytes:
     _fail(path, name, "lacks its zip64 field")
 
 
-def _data_offset(fd: int, path: Path, member: _Central, start: int) -> int:
+def _data_offset(read: _Read, path: Path, member: _Central, start: int) -> int:
     """Where the data begin: only the local header knows, as its extra field has a length of its own."""
     fixed = _LOCAL.size + len(member.raw_name)
     if member.header > start - fixed:
         _fail(path, member.name, "begins beyond the records' part of the file", f"byte {member.header}")
     raw = bytearray(fixed)
-    read_exactly(fd, memoryview(raw), member.header, path)
+    read(memoryview(raw), member.header)
     signature, _, flags, method, _, _, crc, compressed, size, name_length, extra_length = _LOCAL.unpack_from(raw)
     if signature != SIGNATURE:
         _fail(path, member.name, "has no local header where the directory says", repr(bytes(signature)))
@@ -260,7 +269,7 @@ def _data_offset(fd: int, path: Path, member: _Central, start: int) -> int:
         _fail(path, member.name, "has another method or other flags in its local header")
     if _U32 in (compressed, size) and member.header + fixed + extra_length <= start:
         extra = bytearray(extra_length)
-        read_exactly(fd, memoryview(extra), member.header + fixed, path)
+        read(memoryview(extra), member.header + fixed)
         size, compressed = _zip64_values(path, member.name, bytes(extra), (size, compressed), None)
     true = (member.crc, member.compressed_size, member.size)
     # Writers that stream put the sizes behind the data, and zeros here.

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from .._version import __version__
+from ..checkpoint.find import START, SUMMARY
 from ..errors import SoupError
 from ..record import Record, read_failure, read_record, write_json
 from .hyperparameters import Hyperparameters
 
-SUMMARY = "sweep.json"
-EARLIER, START = "earlier", "start"
+EARLIER = "earlier"
 EPOCHS: Literal["epochs"] = "epochs"
 
 

@@ -3,6 +3,7 @@ same bytes. Paths are quoted so that nothing in a name is taken for Markdown, HT
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,12 @@ from dataclasses import dataclass, field
 
 FILE_NAME = "README.md"
 
-_FRONT_MATTER = """\
----
+_TAGS = """\
 tags:
 - model-soup
 - merge
----
 """
+_NO_LICENSE = "# license: to be filled in, as the licences of the ingredients and their data allow\n"
 _INTRODUCTION = """\
 A model soup: the weights of several fine-tuned models of one architecture, averaged into one model. A soup is often
 more accurate and more robust than the best of its ingredients, and runs at the cost of a single model. See Wortsman et
@@ -31,6 +31,8 @@ class CardFacts:
 
     ``method`` names the recipe; ``settings`` are label -> value in the order to be shown (output type, normalisation,
     tensors, ...); ``command`` is the equivalent command, one string an argument; ``notes`` are remarks of the run.
+    ``scores`` is a table, its header and lines. A card ``to_share`` has a licence field, with ``license`` or a place
+    for it, and, with ``library``, who loads the directory.
     """
 
     title: str
@@ -41,6 +43,10 @@ class CardFacts:
     settings: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = ()
     notes: Sequence[str] = ()
+    scores: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
+    to_share: bool = False
+    license: str | None = None
+    library: str | None = None
 
 
 def model_card(facts: CardFacts) -> str:
@@ -51,8 +57,9 @@ def model_card(facts: CardFacts) -> str:
     ]
     settings = {"method": facts.method, **facts.settings, "made with": f"pysoup {facts.version}"}
     parts = [
-        f"{_FRONT_MATTER}\n# {quoted(facts.title)}\n",
+        f"{_front_matter(facts)}\n# {quoted(facts.title)}\n",
         _INTRODUCTION,
+        *([] if facts.scores is None else ["## Scores\n", _scores(*facts.scores)]),
         "## Ingredients\n",
         "\n".join(("| | checkpoint | weight |", "| --: | --- | --: |", *rows)) + "\n",
         "## How it was made\n",
@@ -64,6 +71,22 @@ def model_card(facts: CardFacts) -> str:
     if facts.notes:
         parts += ["## Notes\n", "\n".join(f"- {quoted(note)}" for note in facts.notes) + "\n"]
     return "\n".join(parts)
+
+
+def _front_matter(facts: CardFacts) -> str:
+    """YAML; what is given is written as JSON strings, which YAML reads."""
+    lines = ""
+    if facts.to_share:
+        lines = _NO_LICENSE if facts.license is None else f"license: {json.dumps(facts.license)}\n"
+    if facts.library is not None:
+        lines += f"library_name: {json.dumps(facts.library)}\n"
+    return f"---\n{lines}{_TAGS}---\n"
+
+
+def _scores(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [[_cell(line[0]), *line[1:]] for line in lines]
+    rule = ["---", *["--:"] * (len(header) - 1)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [[_cell(name) for name in header], rule, *rows])
 
 
 def quoted(text: str) -> str:

@@ -93,7 +93,7 @@ class _Mappings:
                     continue
                 if isinstance(value, dict):
                     skipped = id(value) in seen or depths[position] == _DEPTH or not value
-                    if not skipped and (training or not _of_training(key)):
+                    if not skipped and (training or not of_training(key)):
                         seen.add(id(value))
                         self._keys.append(key)
                         self._mappings.append(value)
@@ -102,7 +102,7 @@ class _Mappings:
                 elif isinstance(value, (TensorRef, UnreadTensor)):
                     tensors += 1
                     is_scalar = isinstance(value, TensorRef) and not value.shape
-                    weights += not is_scalar and not _of_training(key)
+                    weights += not is_scalar and not of_training(key)
             self._weights.append(weights)
             self._tensors.append(tensors)
 
@@ -142,7 +142,8 @@ class _Mappings:
         return tuple(reversed(keys))
 
 
-def _of_training(key: str) -> bool:
+def of_training(key: str) -> bool:
+    """Whether what has this key is the state of a training, not of a model."""
     return len(key) <= _LONGEST_KEY and _TRAINING.fullmatch(key.lower()) is not None
 
 

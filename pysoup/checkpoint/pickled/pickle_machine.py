@@ -23,16 +23,16 @@ _PER_BYTE = 20
 """Of memory; what torch.save writes needs up to 15."""
 
 
-def unpickle(data: bytes, environment: Environment, path: Path) -> object:
-    """The object in ``data``, which it must fill. Raises CheckpointError with the byte where the fault is."""
+def unpickle(data: bytes, environment: Environment, path: Path, what: str = "data.pkl") -> object:
+    """The object in ``data``, which it must fill. Raises CheckpointError with the byte of ``what`` that is at fault."""
     try:
-        value, end = interpret(data, environment, path, "data.pkl", 0)
+        value, end = interpret(data, environment, path, what, 0)
     except Truncated:
         found = f"{len(data)} bytes"
-        raise CheckpointError("data.pkl ends within the pickle: truncated", file=path, found=found) from None
+        raise CheckpointError(f"{what} ends within the pickle: truncated", file=path, found=found) from None
     if end != len(data):
-        what = f"{len(data) - end} bytes after the end of the pickle in data.pkl"
-        raise CheckpointError(what, file=path, found=f"{len(data)} bytes", expected=f"{end} bytes")
+        rest = f"{len(data) - end} bytes after the end of the pickle in {what}"
+        raise CheckpointError(rest, file=path, found=f"{len(data)} bytes", expected=f"{end} bytes")
     return value
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from ..strict_json import clip
 from . import pickle_literals as literals
 from .pickle_state import LONGEST_NAME, MARK_BYTES, State
-from .pickle_values import BYTES, FLOAT, SET, Global, Inert, OtherKey, Refusal, Truncated
+from .pickle_values import BYTES, FLOAT, SET, Global, Inert, Made, OtherKey, Refusal, Truncated
 
 _HIGHEST_PROTOCOL = 5
 _U32 = Struct("<I")
@@ -154,8 +154,11 @@ def _check_receiver(target: object) -> None:
 
 
 def _build(m: State) -> None:
-    m.stack.pop()
-    if type(m.stack[-1]) in _STATELESS:
+    state = m.stack.pop()
+    target = m.stack[-1]
+    if type(target) is Made:
+        target.state = state
+    elif type(target) in _STATELESS:
         raise Refusal("the pickle sets the state of what has none")
 
 

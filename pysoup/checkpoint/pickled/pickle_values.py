@@ -25,12 +25,23 @@ class Global:
         self.construct = construct
 
 
+class Made:
+    """An object of a class whose state matters: ``kind`` is the class, ``state`` what was put into it, or None."""
+
+    __slots__ = ("kind", "state")
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.state: object = None
+
+
 class OtherKey:
     """A dictionary key that is not a string; equal only to itself."""
 
-    __slots__ = ("text",)
+    __slots__ = ("key", "text")
 
     def __init__(self, key: object) -> None:
+        self.key = key
         self.text = str(key) if isinstance(key, int) else type(key).__name__
 
 

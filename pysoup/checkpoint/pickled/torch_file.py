@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ..contents import METADATA_RECORD, Contents
+from ..contents import METADATA_RECORD, Contents, Strided
 from ..reading import FileStamp, open_file, read_exactly
 from ..strict_json import clip, parse_strings
 from ..zip_records import Record, read_records
@@ -20,14 +20,16 @@ from .entries import choose
 from .pickle_machine import unpickle
 from .pickle_state import MAX_PICKLE_BYTES
 from .torch_pickle import TorchEnvironment
-from .torch_tensors import StorageRef
-from .torch_views import Place, take_state_dict
+from .torch_tensors import StorageRef, TensorRef, kind_of
+from .torch_views import Place, locate, take_state_dict
 
 PICKLE = "data.pkl"
 """Records in the archive's folder."""
 
 _LATEST_VERSION = 10
 _MAX_METADATA_BYTES = 2**24
+_MAX_TENSOR_PICKLE = 2**16
+"""Of a single tensor."""
 
 
 def read_torch(path: Path, entry: str | None = None) -> Contents:
@@ -54,6 +56,25 @@ def read_torch(path: Path, entry: str | None = None) -> Contents:
     contents.metadata = metadata
     take_state_dict(contents, state_dict, places)
     return contents
+
+
+def read_tensor(
+    fd: int, contents: Contents, name: str, origin: int, size: int
+) -> tuple[TensorRef, int, Strided | None]:
+    """The one tensor of the archive of ``size`` bytes at ``origin`` of the open file of ``contents``.
+
+    Where its first element is in the file, and how the others lie where they are not in C order behind it.
+    """
+    path, environment = contents.path, TorchEnvironment()
+    records = read_records(fd, path, size, origin)
+    top = _folder(path, records)
+    _check_version(fd, path, records, top)
+    tensor = unpickle(_read(fd, path, records[f"{top}/{PICKLE}"], _MAX_TENSOR_PICKLE), environment, path)
+    if not isinstance(tensor, TensorRef):
+        raise CheckpointError("not a plain tensor", file=path, tensor=clip(name), found=kind_of(tensor))
+    storage = tensor.storage
+    place = _place(path, records.get(f"{top}/data/{storage.key}"), storage)
+    return tensor, *locate(contents, name, tensor, {storage.key: place})
 
 
 def _folder(path: Path, records: dict[str, Record]) -> str:

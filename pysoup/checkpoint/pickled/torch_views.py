@@ -34,7 +34,7 @@ def take_state_dict(contents: Contents, state_dict: StateDict, places: Mapping[s
     for name, tensor in state_dict.tensors.items():
         if isinstance(tensor, UnreadTensor):
             _fail(contents, name, f"tensor is {tensor.kind}: it cannot be averaged")
-        begin, form = _locate(contents, name, tensor, places)
+        begin, form = locate(contents, name, tensor, places)
         text = str(tensor.shape)
         shape = shapes.setdefault(text, tensor.shape)
         if 0 not in shape:
@@ -51,9 +51,7 @@ def take_state_dict(contents: Contents, state_dict: StateDict, places: Mapping[s
         contents.begins.append(begin)
 
 
-def _locate(
-    contents: Contents, name: str, tensor: TensorRef, places: Mapping[str, Place]
-) -> tuple[int, Strided | None]:
+def locate(contents: Contents, name: str, tensor: TensorRef, places: Mapping[str, Place]) -> tuple[int, Strided | None]:
     """Where the first element is, and how the others lie where they are not in C order behind it."""
     place = places.get(tensor.storage.key)
     if place is None:
