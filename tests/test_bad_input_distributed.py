@@ -90,6 +90,24 @@ def swap(metadata: Any) -> None:
     stored[INDEX_A], stored[INDEX_W0] = stored[INDEX_W0], stored[INDEX_A]
 
 
+MANY = [ChunkStorageMetadata(torch.Size([0, 0]), torch.Size([1, 2]))]
+
+
+def labyrinth(metadata: Any) -> None:
+    """Halves of halves along thirteen dimensions: fourteen boxes, 8,192 cells."""
+    sizes = [2] * 13
+    boxes = [([1] * d + [0] * (13 - d), [1] * min(d + 1, 13) + [2] * (12 - d)) for d in range(14)]
+    shape_of_w(*sizes)(metadata)
+    boxes_of_w(*boxes)(metadata)
+
+
+def deep(metadata: Any) -> None:
+    keys = [str(i) for i in range(63)]
+    for i in range(60):
+        metadata.state_dict_metadata[f"x{i}"] = metadata.state_dict_metadata["a"]
+        metadata.planner_data[f"x{i}"] = (str(i), *keys)
+
+
 class Command:
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("touch executed",)
@@ -130,6 +148,9 @@ FAULTS: list[tuple[str, Change, str | None, str]] = [
     ("code", code, None, "system, which is not data"),
     ("other storage", lambda m: m.storage_data.update({INDEX_A: {"x": 1}}), None, "another writer than torch's"),
     ("no storage", lambda m: setattr(m, "storage_data", None), None, "does not say in which files"),
+    ("pieces that nothing stores", lambda m: m.state_dict_metadata["w"].chunks.extend(2000 * MANY), "w", "more pieces"),
+    ("boxes of a labyrinth", labyrinth, "w", "its pieces cut it into too many cells"),
+    ("dictionaries without end", deep, "x20", "nested in more dictionaries than so few names need"),
     ("no tensors", lambda m: setattr(m, "state_dict_metadata", {}), None, "holds no state dict"),
 ]
 

@@ -26,8 +26,10 @@ from .reading import FileStamp, open_file
 from .strict_json import clip, describe
 
 FORMAT = "dcp"
-_MOST_CELLS = 2**20
-"""Of the grid that the edges of a tensor's boxes make: only odd shapes have many more of these than boxes."""
+_SPARE_CELLS = 2**12
+"""Of the grid that the edges of a tensor's boxes make, beyond four a box: a mesh of processes has one a box."""
+_NODES, _SPARE_NODES = 4, 2**10
+"""Dictionaries for each name, and beyond that."""
 _PICKLED = Inert("pickled")
 
 
@@ -83,12 +85,18 @@ def _tree(path: Path, metadata: DistributedMetadata) -> dict[object, object]:
     """The nested dictionaries as they were saved, with stand-ins for the tensors."""
     tree: dict[object, object] = {}
     others = dict.fromkeys(metadata.others)
+    nodes = _NODES * len(metadata.keys) + _SPARE_NODES
     for name, keys in metadata.keys.items():
         at = tree
         for key in keys[:-1]:
-            below = at.setdefault(key, {})
+            below = at.get(key)
+            if below is None:
+                below = at[key] = {}
+                nodes -= 1
             if type(below) is not dict:
                 _fail(path, name, "is within what is no dictionary")
+            if nodes < 0:
+                _fail(path, name, "is nested in more dictionaries than so few names need")
             at = below
         leaf = _PICKLED if name in others else _stand_in(path, name, metadata.tensors[name])
         if at.setdefault(keys[-1], leaf) is not leaf:
@@ -121,8 +129,8 @@ def _checked_boxes(path: Path, name: str, sharded: Sharded) -> list[Box]:
     # The edges of all boxes cut the tensor into cells, each of which must be in exactly one box.
     cuts = [sorted({0, n, *_edges(boxes, d)}) for d, n in enumerate(sharded.shape)]
     total = math.prod(len(c) - 1 for c in cuts)
-    if total > _MOST_CELLS:
-        _fail(path, name, "its pieces cut it into too many cells", total, f"at most {_MOST_CELLS}")
+    if total > (most := 4 * len(boxes) + _SPARE_CELLS):
+        _fail(path, name, "its pieces cut it into too many cells", total, f"at most {most}")
     places = [{edge: i for i, edge in enumerate(c)} for c in cuts]
     seen = bytearray(total)
     for box in boxes:
@@ -160,7 +168,7 @@ def _look_into(
     path, size = file.path, file.stamp.size
     wanted.sort(key=lambda item: item.span.offset)
     for item in wanted:
-        _, offset, length, transforms = item.span
+        offset, length, transforms = item.span.offset, item.span.length, item.span.transforms
         if transforms:
             what = f"a piece of it is transformed ({transforms}): load and save it with torch"
             _fail(path, names[item.tensor], what)

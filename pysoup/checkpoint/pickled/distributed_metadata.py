@@ -7,7 +7,6 @@ it. The keys of nested dictionaries were joined by dots; ``planner_data`` has th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn, TypeGuard
 
@@ -36,6 +35,8 @@ _MADE = {
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties": "TensorProperties",
 }
 _MOST_KEYS = 64
+_SPARE_BOXES = 1024
+"""One list of boxes can stand for many tensors: so many more than are stored, and it is refused."""
 
 
 class Box(NamedTuple):
@@ -57,6 +58,7 @@ class Sharded(NamedTuple):
 class Span(NamedTuple):
     """``length`` bytes at ``offset`` of the file of that name; ``transforms`` is how they were changed, if at all."""
 
+    corner: tuple[int, ...]
     file: str
     offset: int
     length: int
@@ -69,11 +71,12 @@ class DistributedMetadata(NamedTuple):
     tensors: dict[str, Sharded]
     others: list[str]
     keys: dict[str, tuple[str, ...]]
-    spans: dict[str, Span]
+    spans: dict[str, dict[int, Span]]
     digest: int
 
     def span(self, name: str, corner: tuple[int, ...]) -> Span | None:
-        return self.spans.get(_span_key(name, corner))
+        span = self.spans.get(name, {}).get(_key(corner))
+        return span if span is not None and span.corner == corner else None
 
 
 def read_metadata(path: Path) -> DistributedMetadata:
@@ -85,17 +88,20 @@ def read_metadata(path: Path) -> DistributedMetadata:
     listed, stored, planned = (root.get(key) for key in ("state_dict_metadata", "storage_data", "planner_data"))
     if type(listed) is not dict:
         raise CheckpointError("lists no tensors", file=path, expected="state_dict_metadata, names -> tensors")
+    spans = _spans(path, stored)
+    boxes = sum(map(len, spans.values())) + _SPARE_BOXES
     tensors: dict[str, Sharded] = {}
     others = []
     for name, value in listed.items():
         if type(name) is not str or not is_text(name):
             raise CheckpointError("has a name that is none", file=path)
         if isinstance(value, Made) and value.kind == "TensorStorageMetadata":
-            tensors[name] = _sharded(path, name, value)
+            tensors[name] = _sharded(path, name, value, boxes)
+            boxes -= len(tensors[name].boxes)
         else:
             others.append(name)
     keys = {name: _keys(path, name, planned) for name in listed if type(name) is str}
-    return DistributedMetadata(tensors, others, keys, dict(_spans(path, stored)), hash(data))
+    return DistributedMetadata(tensors, others, keys, spans, hash(data))
 
 
 class _Environment(TorchEnvironment):
@@ -134,13 +140,15 @@ def _state(value: object, kind: str) -> dict[object, object] | None:
     return None
 
 
-def _sharded(path: Path, name: str, value: Made) -> Sharded:
+def _sharded(path: Path, name: str, value: Made, most: int) -> Sharded:
     state = _state(value, "TensorStorageMetadata") or {}
     shape, chunks, properties = state.get("size"), state.get("chunks"), state.get("properties")
     described = properties.state if isinstance(properties, Made) else None
     dtype = described[0] if type(described) is tuple and described else None
     if not _are_sizes(shape) or type(dtype) is not TorchType or type(chunks) is not list:
         _fail(path, name, "lacks its type, its shape or its pieces")
+    if len(chunks) > most:
+        _fail(path, name, "has more pieces than are stored")
     boxes = []
     for chunk in chunks:
         box = _state(chunk, "ChunkStorageMetadata") or {}
@@ -165,13 +173,14 @@ def _keys(path: Path, name: str, planned: object) -> tuple[str, ...]:
     for key in keys:
         if type(key) not in (str, int):
             _fail(path, name, "has a path that is none")
-    return tuple(map(str, keys))
+    return keys if all(type(key) is str for key in keys) else tuple(map(str, keys))
 
 
-def _spans(path: Path, stored: object) -> Iterator[tuple[str, Span]]:
+def _spans(path: Path, stored: object) -> dict[str, dict[int, Span]]:
+    """By name and corner."""
     if type(stored) is not dict:
         raise CheckpointError("does not say in which files the tensors are", file=path, expected="storage_data")
-    files: dict[str, str] = {}
+    spans: dict[str, dict[int, Span]] = {}
     for key, value in stored.items():
         index = _state(key.key, "MetadataIndex") if isinstance(key, OtherKey) else None
         info = _state(value, "_StorageInfo")
@@ -185,7 +194,8 @@ def _spans(path: Path, stored: object) -> Iterator[tuple[str, Span]]:
         file, offset, length = (info.get(part) for part in ("relative_path", "offset", "length"))
         if not _are_sizes(corner) or type(file) is not str or not _is_size(offset) or not _is_size(length):
             _fail(path, name, "has a piece whose file or place in it is none")
-        yield _span_key(name, corner), Span(files.setdefault(file, file), offset, length, _transforms(info))
+        spans.setdefault(name, {})[_key(corner)] = Span(corner, file, offset, length, _transforms(info))
+    return spans
 
 
 def _transforms(info: dict[object, object]) -> str:
@@ -195,9 +205,9 @@ def _transforms(info: dict[object, object]) -> str:
     return ", ".join(clip(str(name), 40) for name in names[:4]) if type(names) is list else "unknown"
 
 
-def _span_key(name: str, corner: tuple[int, ...]) -> str:
-    # Text: of tuples of numbers a file could make many whose hashes collide.
-    return f"{','.join(map(str, corner))} {name}"
+def _key(corner: tuple[int, ...]) -> int:
+    # Of its text: of tuples of numbers a file could make many whose hashes collide.
+    return hash(str(corner))
 
 
 def _are_sizes(value: object) -> TypeGuard[tuple[int, ...]]:
