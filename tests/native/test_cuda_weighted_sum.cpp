@@ -57,9 +57,36 @@ struct Row {
   std::uint8_t source, other, out, accumulator;
   std::size_t count, n;
   std::size_t shift, dst_shift;  // bytes by which memory is off an alignment
-  int weights;                   // 0: equal; 1: equal, a power of two of them; 2: unequal; 3: huge
+  int weights;                   // one of Weights
   bool in_place;
 };
+
+// What the sources count, and what their sum is divided by: K, 1, what overflows on the way, sums of weights that have
+// no exact reciprocal.
+enum Weights : int { kEqual, kUnequal, kHuge, kFraction, kThird, kTiny, kWeights };
+
+double weight_of(const Row& row, std::size_t k) {
+  double huge = row.accumulator == kAccF32 ? 0x1p126 : 0x1p1022;  // sums overflow, means may not
+  if (row.weights == kEqual) return 1.0;
+  return row.weights == kHuge ? huge : 0.1 + 0.37 * static_cast<double>(k);
+}
+
+double divisor_of(const Row& row) {
+  switch (row.weights) {
+    case kUnequal:
+      return 1.0;
+    case kHuge:
+      return 2 * weight_of(row, 0);
+    case kFraction:
+      return 0.3 + 0.5;
+    case kThird:
+      return 1000.0 / 3;
+    case kTiny:
+      return 0x1.FFFFFFFFFFFFFp-30;
+    default:
+      return static_cast<double>(row.count);
+  }
+}
 
 std::string text(const Row& row) {
   return std::to_string(row.source) + "," + std::to_string(row.other) + " -> " + std::to_string(row.out) + " acc " +
@@ -80,17 +107,16 @@ class Sums {
     std::vector<double> weights;
     std::vector<float> weights_f32;
     bool finite = random_.below(2) == 0;
-    double huge = row.accumulator == kAccF32 ? 0x1p126 : 0x1p1022;  // sums overflow on the way, means may not
     for (std::size_t k = 0; k < row.count; ++k) {
       dtypes.push_back(k % 3 == 1 ? row.other : row.source);
       sources_.emplace_back(row.n * item_size(dtypes[k]), k == 2 ? row.shift / 2 : row.shift);
       unsigned char* values = sources_.back().get();
       (finite ? random_.fill_finite(values, row.n, dtypes[k]) : random_.fill(values, row.n, dtypes[k]));
       sources.push_back(values);
-      weights.push_back(row.weights == 2 ? 0.1 + 0.37 * static_cast<double>(k) : row.weights == 3 ? huge : 1.0);
+      weights.push_back(weight_of(row, k));
       weights_f32.push_back(static_cast<float>(weights[k]));
     }
-    double divisor = row.weights == 2 ? 1.0 : row.weights == 3 ? huge * 2 : static_cast<double>(row.count);
+    double divisor = divisor_of(row);
     outs_.emplace_back(row.n * item_size(row.out), row.dst_shift, kGuard);
     if (row.in_place) {
       std::memcpy(outs_.back().get(), sources[0], outs_.back().size());
@@ -163,10 +189,10 @@ TEST(device_sums_equal_the_cpu_for_all_types_and_sizes) {
       for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
         for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
           if (wide(source, other, out) && accumulator == kAccF32) continue;
-          for (int i = 0; i < 8; ++i) {
+          for (int i = 0; i < 2 * kWeights; ++i) {
             Random& random = sums.random();
             sums.add({source, other, out, accumulator, random.one_of(counts), random.one_of(sizes),
-                      random.one_of(shifts), random.one_of(shifts), i % 4, source == out && i % 2 == 0});
+                      random.one_of(shifts), random.one_of(shifts), i % kWeights, source == out && i % 2 == 0});
           }
         }
       }
@@ -188,13 +214,81 @@ TEST(device_sums_equal_the_cpu_for_long_rows) {
         for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
           if (wide(source, source, out) && accumulator == kAccF32) continue;
           std::size_t shift = random.one_of(shifts);
-          int weights = static_cast<int>(random.below(4));
+          int weights = static_cast<int>(random.below(kWeights));
           sums.add({source, source, out, accumulator, random.one_of(counts), random.one_of(sizes), shift,
                     random.below(3) == 0 ? 0 : shift, weights, source == out});
         }
       }
     }
     sums.check(most);
+  }
+}
+
+// Sources that are wider than their result, as a running sum is: with narrow ones beside them, in any order, cut off
+// anywhere.
+TEST(device_sums_of_wide_sources_equal_the_cpu) {
+  const std::size_t sizes[] = {1, 3, 4, 5, 127, 1023, 1024, 1025, 2048, 3000, 5001};
+  const std::size_t counts[] = {1, 2, 3, 8};
+  Sums sums(6);
+  Random& random = sums.random();
+  auto add = [&](std::uint8_t source, std::uint8_t other, std::uint8_t out, std::uint8_t accumulator) {
+    for (int i = 0; i < 2 * kWeights; ++i) {
+      // Aligned, aligned to less than a chunk, off by an element, not aligned at all.
+      std::size_t shift = i % 4 == 0 ? 0 : i % 4 == 1 ? 8 : i % 4 == 2 ? item_size(source) : random.below(16);
+      std::size_t dst_shift = i % 4 == 3 ? 0 : shift / item_size(source) * item_size(out);
+      bool in_place = source == out && i % 3 == 0;
+      sums.add({source, other, out, accumulator, random.one_of(counts), random.one_of(sizes), shift,
+                in_place ? shift : dst_shift, i % kWeights, in_place});
+    }
+  };
+  for (std::uint8_t other = 0; other < kFloatTypes; ++other) {
+    for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+      add(kF64, other, out, kAccF64);
+      add(other, kF64, out, kAccF64);
+      if (other == kF64 || item_size(out) > 2) continue;
+      add(kF32, other, out, kAccF32);
+      add(other, kF32, out, kAccF32);
+    }
+  }
+  sums.check();
+}
+
+// Elements that the quick way takes, of a sum of one segment of 4096.
+std::uint64_t quick_elements(std::vector<std::uint8_t> sources, std::uint8_t out, std::uint8_t accumulator,
+                             double divisor) {
+  Plan plan;
+  for (std::uint8_t dtype : sources) {
+    plan.sources.push_back({1u << 20, -1, dtype});
+    plan.weights.push_back(1.0);
+    plan.weights_f32.push_back(1.0f);
+  }
+  append_segment(plan, {4096, 0, sources.size(), {1u << 20, -1, out}, divisor, accumulator});
+  SumTableShape shape = sum_table_shape(plan);
+  Memory table(shape.bytes, 0);
+  pack_sum_table(plan, shape, table.get());
+  SumSegment segment;
+  std::memcpy(&segment, table.get() + shape.segments_at, sizeof(segment));
+  return std::uint64_t{segment.quick_end - segment.quick_begin} * segment.chunk;
+}
+
+TEST(device_sums_take_the_quick_way_for_any_types_and_divisor) {
+  for (std::uint8_t source = 0; source < kFloatTypes; ++source) {
+    for (std::uint8_t other = 0; other < kFloatTypes; ++other) {
+      for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+        for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+          if (wide(source, other, out) && accumulator == kAccF32) continue;
+          for (double divisor : {1.0, 2.0, 7.0, 0.3 + 0.5, 1.1, 1e-3, 12345.678}) {
+            CHECK_CASE(quick_elements({source, other}, out, accumulator, divisor) == 4096,
+                       std::to_string(source) + "," + std::to_string(other) + " -> " + std::to_string(out) + " acc " +
+                           std::to_string(accumulator) + " divisor " + std::to_string(divisor));
+          }
+        }
+      }
+    }
+  }
+  // What no proof covers: no reciprocal in range, no mean at all.
+  for (double divisor : {-2.0, 0.0, 0x1p40, 0x1p-40, static_cast<double>(INFINITY), std::nan("")}) {
+    CHECK_CASE(quick_elements({kF32, kBF16}, kBF16, kAccF32, divisor) == 0, std::to_string(divisor));
   }
 }
 
@@ -206,7 +300,7 @@ TEST(device_sums_of_thousands_of_rows_take_one_launch_a_kind) {
     std::uint8_t dtype = i % 5 == 0 ? kF32 : kBF16;
     std::uint8_t accumulator = dtype == kF32 ? kAccF64 : kAccF32;
     std::size_t shift = random.below(4) == 0 ? 2 * item_size(dtype) : 0;
-    sums.add({dtype, dtype, dtype, accumulator, 3, random.below(100), shift, shift, 1, false});
+    sums.add({dtype, dtype, dtype, accumulator, 3, random.below(100), shift, shift, kEqual, false});
   }
   unsigned long before = emulate::launches();
   sums.check();
@@ -220,7 +314,7 @@ TEST(device_sums_of_few_rows_equal_the_cpu) {
   for (int i = 0; i < 4; ++i) {
     std::size_t shift = i == 3 ? 2 : 0;
     std::size_t n = i == 0 ? 5000 : 300;
-    sums.add({kBF16, kBF16, kBF16, kAccF32, 3, n, shift, shift, i, i % 2 == 0});
+    sums.add({kBF16, kBF16, kBF16, kAccF32, 3, n, shift, shift, i % 4 == 3 ? kFraction : i, i % 2 == 0});
   }
   sums.check();
 }
