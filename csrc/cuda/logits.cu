@@ -89,6 +89,14 @@ void score(const Call& call) {
 }
 
 template <class T, std::uint8_t kType>
+void load_type() {
+  load(cuda::logits_kernel<T, kType, false, false>);
+  load(cuda::logits_kernel<T, kType, false, true>);
+  load(cuda::logits_kernel<T, kType, true, false>);
+  load(cuda::logits_kernel<T, kType, true, true>);
+}
+
+template <class T, std::uint8_t kType>
 void score_type(const Call& call) {
   bool base = call.args.base != nullptr;
   if (ranks_alone(call.args)) {
@@ -136,6 +144,15 @@ void total(const Call& call, const LogitTotals& totals) {
 }
 
 }  // namespace
+
+void load_logits() {
+  load_type<double, cuda::kAnyType>();
+  load_type<float, kF32>();
+  load_type<float, kF16>();
+  load_type<float, kBF16>();
+  load(cuda::join_blocks);
+  load(cuda::total_rows);
+}
 
 std::size_t logit_scratch(const LogitArgs& args) {
   std::size_t blocks = blocks_of(args);

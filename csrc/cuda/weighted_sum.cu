@@ -43,6 +43,12 @@ constexpr Kernel kKernels[kSumKinds] = {
 
 }  // namespace
 
+void load_sums() {
+  for (Kernel kernel : kKernels) {
+    if (kernel != nullptr) load(kernel);
+  }
+}
+
 void weighted_sum(int device, Stream stream, const void* table, const SumTableShape& shape, std::uint32_t* nonfinite) {
   if (shape.tiles == 0) return;
   DeviceGuard guard(device);

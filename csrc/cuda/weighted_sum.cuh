@@ -53,7 +53,9 @@ __device__ inline void mark_row(const SumTableView& table, const SumSegment* seg
       low = middle + 1;
     }
   }
-  atomicOr(&table.nonfinite[segment->first_row + low], 1u);
+  // One of many, often: then the flag is up already, and all would wait for each other to raise it.
+  uint32_t* flag = &table.nonfinite[segment->first_row + low];
+  if (__ldcg(flag) == 0) atomicOr(flag, 1u);
 }
 
 // Once more with weights scaled down, where the plain sum is not finite. `place`: in elements from the origins.

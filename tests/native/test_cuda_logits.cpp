@@ -13,6 +13,7 @@
 #include "../../csrc/device.h"
 #include "../../csrc/scalar.h"
 #include "check.h"
+#include "emulate_runtime.h"
 #include "random_values.h"
 
 using namespace soup;
@@ -137,7 +138,10 @@ std::int64_t run(LogitArgs args, Outputs& found, unsigned wanted, std::size_t li
   std::size_t bytes = device::logit_scratch(args);
   std::vector<double> scratch(bytes / sizeof(double));
   CHECK(bytes % sizeof(double) == 0);
+  device::load_kernels(0);
+  std::size_t loaded = emulate::loaded();
   device::score_logits(0, 0, args, totals, scratch.data());
+  CHECK(emulate::loaded() == loaded);
   device::synchronize(0, 0);
   return bad_row;
 }

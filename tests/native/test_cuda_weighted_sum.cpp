@@ -144,7 +144,10 @@ class Sums {
     pack_sum_table(plan_, shape, table.get());
     CHECK(table.guards_intact());
     std::vector<std::uint32_t> flags(shape.rows, 0);
+    device::load_kernels(0);
+    std::size_t loaded = emulate::loaded();
     device::weighted_sum(0, 0, table.get(), shape, flags.data());
+    CHECK(emulate::loaded() == loaded);
     for (std::size_t r = 0; r < rows_.size(); ++r) {
       bool same = outs_[r].size() == 0 || std::memcmp(outs_[r].get(), expected_[r].data(), outs_[r].size()) == 0;
       CHECK_CASE(same, text(rows_[r]));

@@ -106,12 +106,13 @@ void check_run(const Plan& plan, const Model& model, const StagedOptions& option
 
 Error failure(const Plan& plan, const StagedOptions& options) { return THROWN(run_staged(plan, options, kGoOn)); }
 
-// What a test leaves behind: nothing but the pinned memory that is kept.
+// What a test leaves behind: nothing but the memory that is kept.
 class NothingLeft {
  public:
   NothingLeft() : live_(fake::live()) {}
   ~NothingLeft() {
     CHECK(fake::live() == live_);
+    CHECK(fake::live_on_device() <= 1);
     CHECK(fake::live_pinned() <= 1);
     fake::most_microseconds.store(0);
   }
@@ -252,6 +253,22 @@ TEST(staged_runs_may_overlap_in_time) {
   for (const auto& out : outs) CHECK(out == model.expected());
 }
 
+// To give memory back makes a device wait for everybody's work.
+TEST(staged_runs_of_a_size_share_their_memory) {
+  NothingLeft nothing;
+  Model model(one_row(400'000), 2, 21);
+  Places places(model);
+  Plan plan = places.plan(2, 2);
+  check_run(plan, model, with(400'000, 2), "the first");
+  int freed = fake::freed();
+  for (int i = 0; i < 3; ++i) check_run(plan, model, with(400'000, 2), "again");
+  CHECK(fake::freed() == freed);
+  check_run(plan, model, with(8'000'000, 2), "more");
+  check_run(plan, model, with(400'000, 2), "less");
+  CHECK(fake::freed() == freed + 2);
+  CHECK(fake::live_on_device() == 1);
+}
+
 TEST(staged_tells_when_everything_was_done) {
   NothingLeft nothing;
   fake::most_microseconds.store(300);
@@ -316,10 +333,8 @@ TEST(staged_stops_where_the_device_fails) {
     fake::failing_wait.store(call);
     CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kDevice);
   }
-  for (int call : {1, 2}) {
-    fake::failing_allocation.store(call);
-    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kMemory);
-  }
+  fake::failing_allocation.store(1);
+  CHECK(failure(plan, with(4'000'000, 3)).kind == ErrorKind::kMemory);
   fake::failing_pinning.store(1);
   CHECK(failure(plan, with(500'000, 3)).kind == ErrorKind::kMemory);
   check_run(plan, model, with(400'000, 3), "afterwards");
