@@ -123,25 +123,25 @@ __device__ __forceinline__ void load4(const T* p, T* values) {
   for (int i = 0; i < 4; ++i) values[i] = four.v[i];
 }
 
-// The same for rows that are kept in registers (logit_rows.cuh).
+// The same for rows that are kept in registers (logit_rows.cuh): kLanes lanes hold a row, or a block of classes of it,
+// each of them kSteps strips by four.
 template <bool kBase>
 constexpr int kRowWarps = kBase ? 2 : 4;  // of a block; they know nothing of each other
-template <bool kBase>
-constexpr int kRowBlocksAtOnce = kBase ? 8 : 5;  // on a processor: what registers allow
-constexpr int kLaneStrips = 4;
-template <bool kBase>
-constexpr int kFourWords = kBase ? 4 : 2;  // that hold four neighbours
-template <bool kBase>
-constexpr int kLaneWords = kLaneStrips * 4 * kFourWords<kBase>;
-
-// A row has kLanes lanes: as many strips at most.
-template <int kLanes, bool kBase>
+// On a processor: what registers allow.
+template <int kSteps, bool kBase>
+constexpr int kRowBlocksAtOnce = kBase         ? 8
+                                 : kSteps == 4 ? 5
+                                               : 4;
+template <int kLanes, int kSteps, bool kBase>
 struct RowArea {
   static constexpr int kRows = 32 / kLanes;
-  static constexpr int kPitch = kLanes * static_cast<int>(kSums) + 16;  // of a row: two meet all banks
+  static constexpr int kStrips = kLanes / 4 * kSteps;
+  static constexpr int kPitch = kStrips * static_cast<int>(kSums) + 16;  // of a row: two meet all banks
+  static constexpr int kFourWords = kBase ? 4 : 2;                       // that hold four neighbours
+  static constexpr int kLaneWords = kSteps * 4 * kFourWords;
   alignas(16) float sums[kRows * kPitch];
-  alignas(16) uint32_t words[kRows][kLaneWords<kBase>];           // those of the lane with the largest value
-  Four<float> base[kBase ? kLaneStrips * 4 : 1][kBase ? 32 : 1];  // each lane's own
+  alignas(16) uint32_t words[kRows][kLaneWords];             // those of the lane with the largest value
+  Four<float> base[kBase ? kSteps * 4 : 1][kBase ? 32 : 1];  // each lane's own
   Found<float> found[32];
 };
 

@@ -14,21 +14,23 @@
 namespace soup {
 namespace cuda {
 
-template <uint8_t kType, int kLanes, bool kBase>
+template <uint8_t kType, int kLanes, int kSteps, bool kBase>
 class RowScorer {
-  using Area = RowArea<kLanes, kBase>;
+  using Area = RowArea<kLanes, kSteps, kBase>;
   static constexpr int kRows = Area::kRows;
   static constexpr int kStripInts = static_cast<int>(kStrip);
   static constexpr int kStep = kLanes / 4 * kStripInts;  // classes from a lane's strip to its next
-  static constexpr int kWords = kFourWords<kBase>;
+  static constexpr int kWords = Area::kFourWords;
   static constexpr int kPerWord = 4 / kWords;
   // -inf, twice where words hold two values
   static constexpr uint32_t kNothing = kBase ? 0xFF800000u : kType == kBF16 ? 0xFF80FF80u : 0xFC00FC00u;
+  static constexpr bool kLong = kSteps > 4;  // a row may have several blocks of classes
   static constexpr unsigned kGroupMask = kAllLanes >> (32 - kLanes);
 
  public:
-  __device__ RowScorer(const LogitArgs& args, const LogitGrid& grid, Area& area, unsigned long long* bad_row)
-      : args_(args), grid_(grid), area_(area), factors_(args), bad_row_(bad_row) {
+  __device__ RowScorer(const LogitArgs& args, const LogitGrid& grid, Area& area, RowState* states,
+                       unsigned long long* bad_row)
+      : args_(args), grid_(grid), area_(area), factors_(args), states_(states), bad_row_(bad_row), place_(grid, 0) {
     lane_ = static_cast<int>(threadIdx.x % 32);
     group_ = lane_ / kLanes;
     member_ = lane_ % kLanes;
@@ -47,16 +49,11 @@ class RowScorer {
     unsigned long long unit = blockIdx.x * warps + threadIdx.x / 32, units = gridDim.x * warps;
     unsigned long long tile = grid_.tiles * unit / units, end = grid_.tiles * (unit + 1) / units;
     item_ = tile * kRows + static_cast<unsigned>(group_);
-    inner_ = static_cast<unsigned>(item_ % grid_.inner_limit);
-    outer_ = static_cast<unsigned>(item_ / grid_.inner_limit);
+    place_ = Place(grid_, item_);
     for (; tile < end; ++tile) {
       score();
       item_ += kRows;
-      inner_ += kRows;
-      while (inner_ >= grid_.inner_limit) {
-        inner_ -= grid_.inner_limit;
-        ++outer_;
-      }
+      place_.advance(grid_, kRows);
     }
     flush();
   }
@@ -65,20 +62,30 @@ class RowScorer {
   __device__ void score() {
     if (pending_ + kRows > 32) flush();
     Found<float>& found = area_.found[pending_ + group_];
-    // With a base its row is the outer one, so that it is read once; see LogitGrid.
     bool present = item_ < grid_.items;
-    unsigned row = !present ? 0 : kBase ? outer_ : inner_, candidate = !present ? 0 : kBase ? inner_ : outer_;
+    // Of rows of one block the order is known; see LogitGrid.
+    unsigned row = kLong ? place_.row(grid_) : kBase ? place_.outer : place_.inner;
+    unsigned candidate = kLong ? place_.candidate(grid_) : kBase ? place_.inner : place_.outer;
+    if (!present) row = candidate = 0;
     label_ = 0;
     bool ignored = take_label(row, present);
     count_ = present && !ignored ? static_cast<int>(args_.classes) : 0;
-    here_ = static_cast<const char*>(args_.logits) + (candidate * args_.candidate_stride + row * args_.row_stride) * 2;
+    size_t start = candidate * args_.candidate_stride + row * args_.row_stride;
+    unsigned block = kLong && present ? place_.block(grid_) : 0;
+    begin_ = static_cast<int>(block) * static_cast<int>(kLogitBlock);
+    if constexpr (kLong) {
+      start += static_cast<unsigned>(begin_);
+      label_ -= begin_;
+      count_ = min(max(count_ - begin_, 0), static_cast<int>(kLogitBlock));
+    }
+    here_ = static_cast<const char*>(args_.logits) + start * 2;
     if constexpr (kBase) follow_base(row);
     load();
     if constexpr (kBase) combine();
     target_ = count_ == 0 ? 0.0f : value_at(label_);
 
     float highest = largest_of_lane();
-    float best = largest(highest);
+    float best = joined_lanes<kLanes>(highest, [](float a, float b) { return larger(a, b); });
     int winner = first(highest == best);
     if (member_ == winner) keep_words();
     __syncwarp();
@@ -95,7 +102,8 @@ class RowScorer {
       join_sums();
     }
     if (member_ == 0) {
-      found.at = present ? static_cast<unsigned long long>(candidate) * args_.rows + row : kAbsent;
+      unsigned long long at = (static_cast<unsigned long long>(candidate) * args_.rows + row) * grid_.blocks + block;
+      found.at = present ? at : kAbsent;
       found.target = target_;
       found.best = best;
       found.second = runner.second;
@@ -119,7 +127,7 @@ class RowScorer {
   }
 
   __device__ float value_at(int number) const {
-    float x = element<float, kType>(here_, static_cast<size_t>(number));
+    float x = element<float, kType>(here_ + 2 * static_cast<ptrdiff_t>(number), 0);
     if constexpr (!kBase) return x;
     return combined(factors_, x, element_any<float>(args_.base_dtype, base_, static_cast<size_t>(number)));
   }
@@ -136,7 +144,7 @@ class RowScorer {
     const char* p = static_cast<const char*>(args_.base) + row * args_.base_row_stride * size;
     if (p == base_ || count_ == 0) return;
     base_ = p;
-    for (int i = 0; i < kLaneStrips * 4; ++i) {
+    for (int i = 0; i < kSteps * 4; ++i) {
       int at = first_ + i / 4 * kStep + i % 4 * 16;
       if (at < count_) aligned_four(args_.base_dtype, p + static_cast<size_t>(at) * size, area_.base[i][lane_].v);
     }
@@ -146,7 +154,7 @@ class RowScorer {
   __device__ __forceinline__ void load() {
     const char* p = here_ + 2 * first_;
     SOUP_UNROLL
-    for (int k = 0; k < kLaneStrips; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
       int left = count_ - first_ - k * kStep;
       if (left >= 52) {
         SOUP_UNROLL
@@ -169,7 +177,7 @@ class RowScorer {
   // With a base, once all loads are on their way: the two words become four values.
   __device__ __forceinline__ void combine() {
     SOUP_UNROLL
-    for (int k = 0; k < kLaneStrips; ++k) {
+    for (int k = 0; k < kSteps; ++k) {
       if (k * kStep >= static_cast<int>(args_.classes)) break;
       int left = count_ - first_ - k * kStep;
       SOUP_UNROLL
@@ -188,34 +196,24 @@ class RowScorer {
   }
 
   __device__ __forceinline__ float largest_of_lane() const {
-    if constexpr (kBase) {
-      float most[4];
+    auto join = [](uint32_t a, uint32_t b) {
+      if constexpr (kBase) return bit_cast<uint32_t>(larger(bit_cast<float>(a), bit_cast<float>(b)));
+      return larger_halves<kType>(a, b);
+    };
+    uint32_t most[kSteps];
+    SOUP_UNROLL
+    for (int k = 0; k < kSteps; ++k) {
+      most[k] = word_[k][0][0];
       SOUP_UNROLL
-      for (int k = 0; k < 4; ++k) {
-        most[k] = value(k, 0, 0);
-        SOUP_UNROLL
-        for (int i = 1; i < 16; ++i) most[k] = larger(most[k], value(k, i / 4, i % 4));
-      }
-      return larger(larger(most[0], most[1]), larger(most[2], most[3]));
-    } else {
-      uint32_t most[4];
-      SOUP_UNROLL
-      for (int k = 0; k < 4; ++k) {
-        most[k] = word_[k][0][0];
-        SOUP_UNROLL
-        for (int i = 1; i < 8; ++i) most[k] = larger_halves<kType>(most[k], word_[k][i / 2][i % 2]);
-      }
-      most[0] = larger_halves<kType>(larger_halves<kType>(most[0], most[1]), larger_halves<kType>(most[2], most[3]));
-      return larger(value_in<kType>(most[0], 0), value_in<kType>(most[0], 1));
+      for (int i = 1; i < 4 * kWords; ++i) most[k] = join(most[k], word_[k][i / kWords][i % kWords]);
     }
+    SOUP_UNROLL
+    for (int k = 1; k < kSteps; ++k) most[0] = join(most[0], most[k]);
+    if constexpr (kBase) return bit_cast<float>(most[0]);
+    return larger(value_in<kType>(most[0], 0), value_in<kType>(most[0], 1));
   }
 
-  // Of the lanes of the row.
-  __device__ __forceinline__ float largest(float x) const {
-    SOUP_UNROLL
-    for (int other = kLanes / 2; other > 0; other /= 2) x = larger(x, __shfl_xor_sync(kAllLanes, x, other));
-    return x;
-  }
+  // The first lane of the row for which it is true, or kNobody.
   __device__ __forceinline__ int first(bool here) const {
     unsigned found = __ballot_sync(kAllLanes, here ? 1 : 0) >> (lane_ - member_) & kGroupMask;
     return found == 0 ? kNobody : __ffs(static_cast<int>(found)) - 1;
@@ -226,14 +224,14 @@ class RowScorer {
   __device__ __forceinline__ void keep_words() {
     auto* to = reinterpret_cast<uint4*>(area_.words[group_]);
     SOUP_UNROLL
-    for (int i = 0; i < kLaneWords<kBase>; i += 4) {
+    for (int i = 0; i < Area::kLaneWords; i += 4) {
       to[i / 4] = make_uint4(word(i), word(i + 1), word(i + 2), word(i + 3));
     }
   }
   __device__ __forceinline__ void bring_words() {
     const auto* from = reinterpret_cast<const uint4*>(area_.words[group_]);
     SOUP_UNROLL
-    for (int i = 0; i < kLaneWords<kBase>; i += 4) {
+    for (int i = 0; i < Area::kLaneWords; i += 4) {
       uint4 v = from[i / 4];
       word(i) = v.x, word(i + 1) = v.y, word(i + 2) = v.z, word(i + 3) = v.w;
     }
@@ -255,7 +253,7 @@ class RowScorer {
   };
 
   __device__ __forceinline__ Runner find_second(float highest, float best, int winner) const {
-    constexpr int kShare = kLaneWords<kBase> / kLanes;  // words
+    constexpr int kShare = Area::kLaneWords / kLanes;  // words
     float high = static_cast<float>(-infinity()), low = high;
     int at = 0;
     if (winner != kNobody) {  // else there is a NaN
@@ -276,64 +274,71 @@ class RowScorer {
     float rest = member_ == taker ? low : high;
     if (member_ != winner) rest = max_of(rest, highest);
     int number = (winner / 4 + at / 16 * (kLanes / 4)) * kStripInts + at % 16 / 4 * 16 + winner % 4 * 4 + at % 4;
-    return {largest(rest), member_ == taker, at, number};
+    float second = joined_lanes<kLanes>(rest, [](float a, float b) { return larger(a, b); });
+    return {second, member_ == taker, at, number};
   }
 
   // How many classes are ahead of the label: see Scorer::count_ahead.
   __device__ int count_ahead(float best, float second) const {
     bool one_is_enough = args_.most_rank == 1 && best > target_;
     bool easy = second < target_ || count_ == 0 || one_is_enough;
-    if (__any_sync(kAllLanes, easy ? 0 : 1) == 0) return best > target_ ? 1 : 0;
+    int easily = best > target_ || (best == target_ && label_ >= count_) ? 1 : 0;
+    if (__any_sync(kAllLanes, easy ? 0 : 1) == 0) return easily;
     float limit_before = below(target_);
     float larger_ones = 0;
     SOUP_UNROLL
-    for (int i = 0; i < kLaneStrips * 16; ++i) {
+    for (int i = 0; i < kSteps * 16; ++i) {
       int four = first_ + i / 16 * kStep + i / 4 % 4 * 16;
       float limit = four + 3 < label_ ? limit_before : target_;
       if (value(i / 16, i / 4 % 4, i % 4) > limit) larger_ones += 1;
     }
     int ahead = static_cast<int>(larger_ones);
     if (!easy && member_ == 0) {
-      int four = label_ / 4 * 4;  // the label's own
+      int four = min(max(label_, 0), count_) / 4 * 4;  // the label's own
       if (target_ == static_cast<float>(-infinity())) ahead += four;
       SOUP_UNROLL
       for (int i = 0; i < 3; ++i) {
-        if (four + i < label_ && value_at(four + i) == target_) ++ahead;
+        if (four + i < min(label_, count_) && value_at(four + i) == target_) ++ahead;
       }
     }
-    SOUP_UNROLL
-    for (int other = kLanes / 2; other > 0; other /= 2) ahead += __shfl_xor_sync(kAllLanes, ahead, other);
-    return easy ? (best > target_ ? 1 : 0) : ahead;
+    ahead = joined_lanes<kLanes>(ahead, [](int a, int b) { return a + b; });
+    return easy ? easily : ahead;
   }
 
   // The lowest class of those that have the largest value.
   __device__ void find_best(float best, const Runner& runner, Found<float>& found) const {
     bool tied = runner.second == best;
-    if (!tied && runner.taker) found.best_at = runner.number;
+    if (!tied && runner.taker) found.best_at = begin_ + runner.number;
     if (__any_sync(kAllLanes, tied ? 1 : 0) == 0) return;
     int at = kNobody;
     SOUP_UNROLL
-    for (int i = kLaneStrips * 16 - 1; i >= 0; --i) {
+    for (int i = kSteps * 16 - 1; i >= 0; --i) {
       bool here = value(i / 16, i / 4 % 4, i % 4) == best;
       at = here ? first_ + i / 16 * kStep + i / 4 % 4 * 16 + i % 4 : at;
     }
-    SOUP_UNROLL
-    for (int other = kLanes / 2; other > 0; other /= 2) at = min(at, __shfl_xor_sync(kAllLanes, at, other));
-    if (tied && member_ == 0) found.best_at = at;
+    at = joined_lanes<kLanes>(at, [](int a, int b) { return min(a, b); });
+    if (tied && member_ == 0) found.best_at = begin_ + at;
   }
 
   __device__ __forceinline__ void sum_strips(float second) const {
     constexpr int kWidth = static_cast<int>(kSums);
     float* to = area_.sums + group_ * Area::kPitch + member_ / 4 * kWidth + member_ % 4 * 4;
     SOUP_UNROLL
-    for (int k = 0; k < kLaneStrips; ++k) {
-      if (k * kStep >= static_cast<int>(args_.classes)) break;
+    for (int k = 0; k < kSteps; ++k) {
+      if (!kLong && k * kStep >= static_cast<int>(args_.classes)) break;
       float e[4][4];
       SOUP_UNROLL
       for (int i = 0; i < 16; ++i) e[i / 4][i % 4] = exp_lanes<OneLane<float>>(value(k, i / 4, i % 4) - second);
       SOUP_UNROLL
       for (int i = 0; i < 4; ++i) e[0][i] = (e[0][i] + e[2][i]) + (e[1][i] + e[3][i]);
-      if (k * (kLanes / 4) < strips_) store4(to + k * (kLanes / 4) * kWidth, e[0]);
+      // Where the next row may have more strips than this one, all are written.
+      bool there = kLong ? member_ / 4 * kStripInts + k * kStep < count_ : k * (kLanes / 4) < strips_;
+      const float nothing[4] = {0, 0, 0, 0};
+      if (there) {
+        store4(to + k * (kLanes / 4) * kWidth, e[0]);
+      } else if (kLong) {
+        store4(to + k * (kLanes / 4) * kWidth, nothing);
+      }
     }
   }
 
@@ -346,7 +351,7 @@ class RowScorer {
       const float* p = area_.sums + row * Area::kPitch + lane_ % kWidth;
       double total = 0.0;
       SOUP_UNROLL
-      for (int strip = 0; strip < kLanes; ++strip) total += static_cast<double>(p[strip * kWidth]);
+      for (int strip = 0; strip < Area::kStrips; ++strip) total += static_cast<double>(p[strip * kWidth]);
       SOUP_UNROLL
       for (int half = kWidth / 2; half > 0; half /= 2) total += __shfl_xor_sync(kAllLanes, total, half);
       if (lane_ % kWidth == 0 && first + lane_ < kRows * kWidth) area_.found[pending_ + row].sum = total;
@@ -355,7 +360,7 @@ class RowScorer {
 
   // What was found is written, a row a lane.
   __device__ void flush() {
-    if (lane_ < pending_) write_found(args_, 1, area_.found[lane_], nullptr);
+    if (lane_ < pending_) write_found(args_, kLong ? grid_.blocks : 1, area_.found[lane_], states_);
     pending_ = 0;
     __syncwarp();
   }
@@ -364,6 +369,7 @@ class RowScorer {
   const LogitGrid& grid_;
   Area& area_;
   const Factors<float> factors_;
+  RowState* states_;
   unsigned long long* bad_row_;
   int lane_, group_, member_;
   int first_;   // the lane's first class
@@ -371,20 +377,20 @@ class RowScorer {
   bool likelihood_;
   int pending_ = 0;  // rows that are found and not yet written
   unsigned long long item_;
-  unsigned inner_, outer_;      // its place: see LogitGrid
+  Place place_;                 // of it
   const char* base_ = nullptr;  // the row whose base is in the area
-  // Of the row that is looked at.
+  // Of the row, or block, that is looked at, with the label's number in it.
   const char* here_;
-  int count_, label_;
+  int begin_, count_, label_;
   float target_;
-  uint32_t word_[kLaneStrips][4][kWords];  // four neighbours of each quarter of its strips
+  uint32_t word_[kSteps][4][kWords];  // four neighbours of each quarter of its strips
 };
 
-template <uint8_t kType, int kLanes, bool kBase>
-__global__ void __launch_bounds__(32 * kRowWarps<kBase>, kRowBlocksAtOnce<kBase>)
-    logits_rows_kernel(const LogitArgs args, const LogitGrid grid, unsigned long long* bad_row) {
-  __shared__ RowArea<kLanes, kBase> areas[kRowWarps<kBase>];
-  RowScorer<kType, kLanes, kBase>(args, grid, areas[threadIdx.x / 32], bad_row).run();
+template <uint8_t kType, int kLanes, int kSteps, bool kBase>
+__global__ void __launch_bounds__(32 * kRowWarps<kBase>, kRowBlocksAtOnce<kSteps, kBase>)
+    logits_rows_kernel(const LogitArgs args, const LogitGrid grid, RowState* states, unsigned long long* bad_row) {
+  __shared__ RowArea<kLanes, kSteps, kBase> areas[kRowWarps<kBase>];
+  RowScorer<kType, kLanes, kSteps, kBase>(args, grid, areas[threadIdx.x / 32], states, bad_row).run();
 }
 
 }  // namespace cuda

@@ -89,19 +89,20 @@ void score(const Call& call) {
   check(cudaGetLastError(), what);
 }
 
-// Whether rows are as logit_rows.cuh wants them: short enough, and neighbours, by fours, as aligned as can be.
+// Whether rows are as logit_rows.cuh wants them: with a base, short enough; neighbours, by fours, as aligned as can be.
 bool in_registers(const LogitArgs& args) {
   std::size_t ends = args.classes;
   if (args.rows > 1) ends |= args.row_stride | (args.base != nullptr ? args.base_row_stride : 0);
   if (args.candidates > 1) ends |= args.candidate_stride;
   bool base = reinterpret_cast<std::uintptr_t>(args.base) % (4 * item_size(args.base_dtype)) == 0;
-  return item_size(args.dtype) == 2 && args.classes <= 32 * kStrip && ends % 4 == 0 &&
+  bool fits = args.base == nullptr || args.classes <= 32 * kStrip;
+  return item_size(args.dtype) == 2 && fits && ends % 4 == 0 &&
          reinterpret_cast<std::uintptr_t>(args.logits) % 8 == 0 && (args.base == nullptr || base);
 }
 
-template <std::uint8_t kType, int kLanes, bool kBase>
+template <std::uint8_t kType, int kLanes, int kSteps, bool kBase>
 void score_rows(const Call& call) {
-  auto* kernel = &cuda::logits_rows_kernel<kType, kLanes, kBase>;
+  auto* kernel = &cuda::logits_rows_kernel<kType, kLanes, kSteps, kBase>;
   constexpr int warps = cuda::kRowWarps<kBase>;
   cuda::LogitGrid grid = grid_of<float>(call.args);
   if (kBase) grid.inner_limit = static_cast<unsigned>(call.args.candidates);
@@ -110,7 +111,7 @@ void score_rows(const Call& call) {
   unsigned long long wanted = (grid.tiles + warps - 1) / warps;
   std::string what = shape_of(call.args);
   unsigned blocks = blocks_at_once(call.device, kernel, 32 * warps, wanted, what);
-  SOUP_LAUNCH(kernel, dim3(blocks), dim3(32 * warps), call.stream)(call.args, grid, call.bad_row);
+  SOUP_LAUNCH(kernel, dim3(blocks), dim3(32 * warps), call.stream)(call.args, grid, call.states, call.bad_row);
   check(cudaGetLastError(), what);
 }
 
@@ -118,10 +119,11 @@ void score_rows(const Call& call) {
 template <std::uint8_t kType, bool kBase>
 void score_rows_of(const Call& call) {
   std::size_t strips = (call.args.classes + kStrip - 1) / kStrip;
-  if (strips <= 4) return score_rows<kType, 4, kBase>(call);
-  if (strips <= 8) return score_rows<kType, 8, kBase>(call);
-  if (strips <= 16) return score_rows<kType, 16, kBase>(call);
-  return score_rows<kType, 32, kBase>(call);
+  if (strips <= 4) return score_rows<kType, 4, 4, kBase>(call);
+  if (strips <= 8) return score_rows<kType, 8, 4, kBase>(call);
+  if (strips <= 16) return score_rows<kType, 16, 4, kBase>(call);
+  if (strips <= 32) return score_rows<kType, 32, 4, kBase>(call);
+  if constexpr (!kBase) score_rows<kType, 32, 8, kBase>(call);
 }
 
 template <std::uint8_t kType>
@@ -131,10 +133,11 @@ void score_in_registers(const Call& call) {
 
 template <std::uint8_t kType, bool kBase>
 void load_rows() {
-  load(cuda::logits_rows_kernel<kType, 4, kBase>);
-  load(cuda::logits_rows_kernel<kType, 8, kBase>);
-  load(cuda::logits_rows_kernel<kType, 16, kBase>);
-  load(cuda::logits_rows_kernel<kType, 32, kBase>);
+  load(cuda::logits_rows_kernel<kType, 4, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 8, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 16, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 32, 4, kBase>);
+  if constexpr (!kBase) load(cuda::logits_rows_kernel<kType, 32, 8, kBase>);
 }
 
 template <class T, std::uint8_t kType>
