@@ -273,7 +273,8 @@ class RowScorer {
     int taker = first(high == best);
     float rest = member_ == taker ? low : high;
     if (member_ != winner) rest = max_of(rest, highest);
-    int number = (winner / 4 + at / 16 * (kLanes / 4)) * kStripInts + at % 16 / 4 * 16 + winner % 4 * 4 + at % 4;
+    int lane = winner % kLanes;  // of nobody, any
+    int number = (lane / 4 + at / 16 * (kLanes / 4)) * kStripInts + at % 16 / 4 * 16 + lane % 4 * 4 + at % 4;
     float second = joined_lanes<kLanes>(rest, [](float a, float b) { return larger(a, b); });
     return {second, member_ == taker, at, number};
   }
