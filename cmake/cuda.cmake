@@ -23,7 +23,8 @@ find_package(CUDAToolkit REQUIRED)
 
 add_library(device_cuda OBJECT ${cuda_sources})
 set_target_properties(device_cuda PROPERTIES
-  CUDA_ARCHITECTURES "${architectures}" CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON)
+  CUDA_ARCHITECTURES "${architectures}" CUDA_RUNTIME_LIBRARY Static CUDA_STANDARD 17 CUDA_STANDARD_REQUIRED ON
+  CUDA_VISIBILITY_PRESET hidden)
 set(errors cross-execution-space-call)
 if(PYSOUP_WERROR)
   set(errors all-warnings,${errors})

@@ -64,6 +64,7 @@ void bind_device(py::module_& m) {
   m.def("device_build", &device_build);
   m.def("device_count", &device::count);
   m.def("device_why_none", &device::why_none);
+  m.def("device_load_kernels", &device::load_kernels, py::arg("device"), py::call_guard<py::gil_scoped_release>());
   m.def("device_properties", &device_properties, py::arg("device"));
   m.def(
       "device_copy",

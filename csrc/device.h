@@ -4,8 +4,8 @@
 //
 // Contract of every function that takes a Stream: it is asynchronous on that stream, allocates nothing (scratch is
 // passed in) and waits for nothing, so that a CUDA graph can capture it. Memory is the caller's word: device memory, or
-// pinned host memory, that lives until the work is done. The calling thread's current device is left as it was. A
-// failure is an Error(kDevice) with the call's shapes.
+// pinned host memory, that lives until the work is done. The calling thread's current device is left as it was, and no
+// other device is touched. A failure is an Error(kDevice) with the call's shapes.
 #pragma once
 
 #include <cstddef>
@@ -44,6 +44,10 @@ struct Properties {
 };
 Properties properties(int device);
 
+// Brings all kernels to the device. CUDA else does so at the first launch of each, which may not be while a graph is
+// captured.
+void load_kernels(int device);
+
 void copy(int device, Stream stream, void* dst, const void* src, std::size_t bytes);
 void fill_bytes(int device, Stream stream, void* dst, int value, std::size_t bytes);
 void synchronize(int device, Stream stream);
@@ -61,7 +65,7 @@ void event_synchronize(int device, Event event);
 void stream_wait(int device, Stream stream, Event event);      // the stream's later work waits, the caller does not
 double event_seconds(int device, Event earlier, Event later);  // between two timed events that were reached
 void* pinned_allocate(int device, std::size_t bytes);          // host memory at a page; Error(kMemory)
-void pinned_free(void* memory) noexcept;
+void pinned_free(int device, void* memory) noexcept;
 void* allocate(int device, std::size_t bytes);  // device memory, aligned to 256; Error(kMemory)
 void free(int device, void* memory) noexcept;
 

@@ -206,19 +206,37 @@ SOUP_HD double signed_as(double x, double sign) {
   return bit_cast<double>(bit_cast<uint64_t>(x) | (bit_cast<uint64_t>(sign) & 0x8000000000000000ull));
 }
 
-// a / divisor for an integer divisor up to 2^20, whose reciprocal (rounded) is given: the correctly rounded quotient,
-// if is_quotient says so. The remainder is exact, as it has few bits above the last one of the quotient; and a /
-// divisor is no tie between normal numbers but 2^-20 of a last bit's half from any, which the error of the correction,
-// 2^-22, does not bridge. Between subnormal numbers ties there are. A remainder of 0 would lose the sign of a zero.
+// a / divisor without a division, for a divisor that has_quotients, by its reciprocal 1 / divisor (correctly rounded):
+// the correctly rounded quotient, of the sign of a, where is_quotient says so.
+//
+// For an integer divisor one correction of the approximation is enough (divides_once). The remainder is exact, as it
+// has few bits above the last one of the quotient; and a / divisor is no tie between normal numbers but 2^-20 of a last
+// bit's half from any, which the error of the correction, 2^-22, does not bridge. Between subnormal numbers ties there
+// are. A remainder of 0 would lose the sign of a zero.
+//
+// For any other, one brings the approximation to less than a last bit from the quotient, and the next makes it the
+// nearest number, by Markstein's theorem (Handbook of Floating-Point Arithmetic, 2nd edition, theorem 4.8): its
+// remainder is exact, and the reciprocal's relative error below half a last bit. Nothing of this may underflow, so
+// quotients of least_quotient or more are certain: there the remainder's last bit is above the smallest subnormal.
+constexpr double kLargestQuotient = 0x1p20;
+SOUP_HD bool has_quotients(double divisor) { return divisor >= 1.0 / kLargestQuotient && divisor <= kLargestQuotient; }
+SOUP_HD bool divides_once(double divisor) {
+  return divisor >= 1.0 && divisor <= kLargestQuotient && divisor == static_cast<double>(static_cast<int32_t>(divisor));
+}
+SOUP_HD double least_quotient(bool of_f64, bool once) {
+  return of_f64 ? (once ? 0x1p-1022 : 0x1p-900) : (once ? 0x1p-126 : 0x1p-80);
+}
 template <class T>
-SOUP_HD T quotient(T a, T divisor, T reciprocal) {
-  T near = a * reciprocal;
+SOUP_HD T corrected(T near, T a, T divisor, T reciprocal) {
   T rest = fused_multiply_add(-divisor, near, a);
   return signed_as(fused_multiply_add(rest, reciprocal, near), a);
 }
-SOUP_HD bool is_quotient(float q) { return !(__builtin_fabsf(q) < 0x1p-126f) | (q == 0.0f); }
-SOUP_HD bool is_quotient(double q) { return !(__builtin_fabs(q) < 0x1p-1022) | (q == 0.0); }
-constexpr double kLargestQuotient = 0x1p20;
+template <class T>
+SOUP_HD T quotient(T a, T divisor, T reciprocal) {
+  return corrected(a * reciprocal, a, divisor, reciprocal);
+}
+SOUP_HD bool is_quotient(float q, float least) { return !(__builtin_fabsf(q) < least) | (q == 0.0f); }
+SOUP_HD bool is_quotient(double q, double least) { return !(__builtin_fabs(q) < least) | (q == 0.0); }
 
 SOUP_HD float f64_to_f32(double x) { return x != x ? bit_cast<float>(kNanF32) : static_cast<float>(x); }
 SOUP_HD double canonical_f64(double x) { return x != x ? bit_cast<double>(kNanF64) : x; }

@@ -237,6 +237,15 @@ def has_kernels(device: int) -> bool:
     return device < len(devices) and bool(devices[device]["usable"])
 
 
+def load_kernels(device: int) -> None:
+    """Brings all kernels to a CUDA device, so that none first comes there while a CUDA graph is captured."""
+    native = load()
+    try:
+        native.device_load_kernels(device)
+    except native.NativeError as error:
+        raise BackendError(str(error.args[0])) from None
+
+
 @cache
 def _cuda_devices() -> tuple[list[dict[str, Any]], str]:
     """The devices present, and one line that says why there are none. Asked once: the question starts the driver."""

@@ -109,6 +109,15 @@ def test_kernel_loads_sixteen_bytes_at_a_time(compiled: list[Any], name: str) ->
 
 @needs_nvcc
 @needs_disassembler
+def test_rows_of_logits_in_registers_are_all_on_their_way_at_once(compiled: list[Any]) -> None:
+    chosen = [kernel for kernel in compiled if kernel.name.startswith("logits_rows_kernel")]
+    assert chosen
+    for kernel in chosen:
+        assert kernel.loads[8] >= 16, f"{kernel.name} ({kernel.arch})"
+
+
+@needs_nvcc
+@needs_disassembler
 def test_sums_never_take_their_sources_for_unchanging(compiled: list[Any]) -> None:
     """In place the destination is a source: a load through the read-only cache could miss what was written."""
     for kernel in compiled:

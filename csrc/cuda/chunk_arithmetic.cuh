@@ -133,36 +133,48 @@ __device__ __forceinline__ bool all_below(const T (&acc)[kChunk]) {
   return below;
 }
 
+// What a segment's sums are divided by: see quotient() in scalar.h.
+template <class T>
+struct Divisor {
+  T value, reciprocal, least;
+  bool once;
+};
+
+template <class T, int kChunk>
+__device__ __forceinline__ void divide(const T (&acc)[kChunk], const Divisor<T>& divisor, T (&mean)[kChunk]) {
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) mean[j] = quotient(acc[j], divisor.value, divisor.reciprocal);
+  if (divisor.once) return;
+#pragma unroll
+  for (int j = 0; j < kChunk; ++j) mean[j] = corrected(mean[j], acc[j], divisor.value, divisor.reciprocal);
+}
+
 // Sums divided and rounded the quick way; false where that is not certain, or some of it is not finite in the
 // destination.
 template <uint8_t kDst, int kChunk>
-__device__ __forceinline__ bool quick_mean(const float (&acc)[kChunk], float divisor, float reciprocal,
-                                           Words<4>& words) {
+__device__ __forceinline__ bool quick_mean(const float (&acc)[kChunk], const Divisor<float>& divisor, Words<4>& words) {
   float mean[kChunk];
+  divide(acc, divisor, mean);
   bool certain = true;
 #pragma unroll
-  for (int j = 0; j < kChunk; ++j) {
-    mean[j] = quotient(acc[j], divisor, reciprocal);
-    certain &= is_quotient(mean[j]);
-  }
+  for (int j = 0; j < kChunk; ++j) certain &= is_quotient(mean[j], divisor.least);
   words = packed<kDst, true>(mean);
   return certain & all_below<float, kDst>(mean);
 }
 
 template <uint8_t kDst, int kChunk>
-__device__ __forceinline__ bool quick_mean(const double (&acc)[kChunk], double divisor, double reciprocal,
+__device__ __forceinline__ bool quick_mean(const double (&acc)[kChunk], const Divisor<double>& divisor,
                                            Words<4>& words) {
   double mean[kChunk];
-#pragma unroll
-  for (int j = 0; j < kChunk; ++j) mean[j] = quotient(acc[j], divisor, reciprocal);
+  divide(acc, divisor, mean);
   bool certain = true;
   if constexpr (kDst == kF64) {
 #pragma unroll
-    for (int j = 0; j < kChunk; ++j) certain &= is_quotient(mean[j]);
+    for (int j = 0; j < kChunk; ++j) certain &= is_quotient(mean[j], divisor.least);
     words = packed_f64(mean);
     return certain & all_below<double, kDst>(mean);
   } else {
-    // Subnormal quotients are 0 in all smaller types, certain or not.
+    // What is too small to be certain is 0 in all smaller types.
     constexpr uint32_t kLimit = limit_bits(kDst);
     float values[kChunk];
 #pragma unroll

@@ -8,6 +8,11 @@
 namespace soup {
 namespace device {
 
+void load_dots() {
+  load(dots_kernel);
+  load(join_dots_kernel);
+}
+
 void dots(int device, Stream stream, const void* table, const DotTableShape& shape, double* scratch, double* out) {
   if (shape.count == 0 || shape.segments == 0) return;
   DeviceGuard guard(device);

@@ -19,6 +19,23 @@ struct Found {
   int ahead;  // -1: a NaN, -2: ignored
   int best_at;
 };
+constexpr unsigned long long kAbsent = ~0ull;
+
+// To where it belongs: the scores of a row of one block, else the block's state.
+template <class T>
+__device__ void write_found(const LogitArgs& args, unsigned blocks, const Found<T>& found, RowState* states) {
+  if (found.at == kAbsent) return;
+  double best = found.best, second = found.second;
+  double relative = is_infinite(best) || is_infinite(second) ? 0.0 : found.sum - 1.0;
+  RowState state = {found.target, best, second, relative, found.best_at, found.ahead, found.ahead == -1};
+  if (blocks > 1) {
+    states[found.at] = state;
+  } else if (found.ahead == -2) {
+    write_ignored(args, found.at);
+  } else {
+    write_row(args, state, found.at, true, args.confidence != nullptr || args.nll != nullptr);
+  }
+}
 
 // kKeeps: values are kept, for more than ranks. kBase: those of a base are, while candidates pass by; not in f64, where
 // there is no room for them.
@@ -105,6 +122,28 @@ __device__ __forceinline__ void load4(const T* p, T* values) {
   SOUP_UNROLL
   for (int i = 0; i < 4; ++i) values[i] = four.v[i];
 }
+
+// The same for rows that are kept in registers (logit_rows.cuh): kLanes lanes hold a row, or a block of classes of it,
+// each of them kSteps strips by four.
+template <bool kBase>
+constexpr int kRowWarps = kBase ? 2 : 4;  // of a block; they know nothing of each other
+// On a processor: what registers allow.
+template <int kSteps, bool kBase>
+constexpr int kRowBlocksAtOnce = kBase         ? 8
+                                 : kSteps == 4 ? 5
+                                               : 4;
+template <int kLanes, int kSteps, bool kBase>
+struct RowArea {
+  static constexpr int kRows = 32 / kLanes;
+  static constexpr int kStrips = kLanes / 4 * kSteps;
+  static constexpr int kPitch = kStrips * static_cast<int>(kSums) + 16;  // of a row: two meet all banks
+  static constexpr int kFourWords = kBase ? 4 : 2;                       // that hold four neighbours
+  static constexpr int kLaneWords = kSteps * 4 * kFourWords;
+  alignas(16) float sums[kRows * kPitch];
+  alignas(16) uint32_t words[kRows][kLaneWords];             // those of the lane with the largest value
+  Four<float> base[kBase ? kSteps * 4 : 1][kBase ? 32 : 1];  // each lane's own
+  Found<float> found[32];
+};
 
 // kCount values, one side of which is in shared memory and starts at a multiple of 16 bytes.
 template <int kCount, class T>

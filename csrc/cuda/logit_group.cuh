@@ -56,6 +56,14 @@ __device__ __forceinline__ double below(double x) {
   return bit_cast<double>(bit_cast<uint64_t>(x) + (x > 0.0 ? 0xFFFFFFFFFFFFFFFFull : 1ull));
 }
 
+// What kLanes neighbours have, joined.
+template <int kLanes, class T, class Join>
+__device__ __forceinline__ T joined_lanes(T x, const Join& join) {
+  SOUP_UNROLL
+  for (int other = kLanes / 2; other > 0; other /= 2) x = join(x, __shfl_xor_sync(kAllLanes, x, other));
+  return x;
+}
+
 // Where warps that work together leave what each has found.
 template <class T>
 struct Boxes {

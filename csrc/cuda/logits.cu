@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "../device.h"
 #include "launch.h"
+#include "logit_rows.cuh"
 #include "logits.cuh"
 #include "logit_totals.cuh"
 
@@ -88,6 +89,65 @@ void score(const Call& call) {
   check(cudaGetLastError(), what);
 }
 
+// Whether rows are as logit_rows.cuh wants them: with a base, short enough; neighbours, by fours, as aligned as can be.
+bool in_registers(const LogitArgs& args) {
+  std::size_t ends = args.classes;
+  if (args.rows > 1) ends |= args.row_stride | (args.base != nullptr ? args.base_row_stride : 0);
+  if (args.candidates > 1) ends |= args.candidate_stride;
+  bool base = reinterpret_cast<std::uintptr_t>(args.base) % (4 * item_size(args.base_dtype)) == 0;
+  bool fits = args.base == nullptr || args.classes <= 32 * kStrip;
+  return item_size(args.dtype) == 2 && fits && ends % 4 == 0 &&
+         reinterpret_cast<std::uintptr_t>(args.logits) % 8 == 0 && (args.base == nullptr || base);
+}
+
+template <std::uint8_t kType, int kLanes, int kSteps, bool kBase>
+void score_rows(const Call& call) {
+  auto* kernel = &cuda::logits_rows_kernel<kType, kLanes, kSteps, kBase>;
+  constexpr int warps = cuda::kRowWarps<kBase>;
+  cuda::LogitGrid grid = grid_of<float>(call.args);
+  if (kBase) grid.inner_limit = static_cast<unsigned>(call.args.candidates);
+  grid.rows = 32 / kLanes;
+  grid.tiles = (grid.items + static_cast<unsigned>(grid.rows) - 1) / static_cast<unsigned>(grid.rows);
+  unsigned long long wanted = (grid.tiles + warps - 1) / warps;
+  std::string what = shape_of(call.args);
+  unsigned blocks = blocks_at_once(call.device, kernel, 32 * warps, wanted, what);
+  SOUP_LAUNCH(kernel, dim3(blocks), dim3(32 * warps), call.stream)(call.args, grid, call.states, call.bad_row);
+  check(cudaGetLastError(), what);
+}
+
+// As few lanes a row as hold it.
+template <std::uint8_t kType, bool kBase>
+void score_rows_of(const Call& call) {
+  std::size_t strips = (call.args.classes + kStrip - 1) / kStrip;
+  if (strips <= 4) return score_rows<kType, 4, 4, kBase>(call);
+  if (strips <= 8) return score_rows<kType, 8, 4, kBase>(call);
+  if (strips <= 16) return score_rows<kType, 16, 4, kBase>(call);
+  if (strips <= 32) return score_rows<kType, 32, 4, kBase>(call);
+  if constexpr (!kBase) score_rows<kType, 32, 8, kBase>(call);
+}
+
+template <std::uint8_t kType>
+void score_in_registers(const Call& call) {
+  call.args.base == nullptr ? score_rows_of<kType, false>(call) : score_rows_of<kType, true>(call);
+}
+
+template <std::uint8_t kType, bool kBase>
+void load_rows() {
+  load(cuda::logits_rows_kernel<kType, 4, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 8, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 16, 4, kBase>);
+  load(cuda::logits_rows_kernel<kType, 32, 4, kBase>);
+  if constexpr (!kBase) load(cuda::logits_rows_kernel<kType, 32, 8, kBase>);
+}
+
+template <class T, std::uint8_t kType>
+void load_type() {
+  load(cuda::logits_kernel<T, kType, false, false>);
+  load(cuda::logits_kernel<T, kType, false, true>);
+  load(cuda::logits_kernel<T, kType, true, false>);
+  load(cuda::logits_kernel<T, kType, true, true>);
+}
+
 template <class T, std::uint8_t kType>
 void score_type(const Call& call) {
   bool base = call.args.base != nullptr;
@@ -100,6 +160,9 @@ void score_type(const Call& call) {
 
 void score_any(const Call& call) {
   if (in_f64(call.args)) return score_type<double, cuda::kAnyType>(call);
+  if (!ranks_alone(call.args) && in_registers(call.args)) {
+    return call.args.dtype == kF16 ? score_in_registers<kF16>(call) : score_in_registers<kBF16>(call);
+  }
   switch (call.args.dtype) {
     case kF16:
       return score_type<float, kF16>(call);
@@ -136,6 +199,19 @@ void total(const Call& call, const LogitTotals& totals) {
 }
 
 }  // namespace
+
+void load_logits() {
+  load_type<double, cuda::kAnyType>();
+  load_type<float, kF32>();
+  load_type<float, kF16>();
+  load_type<float, kBF16>();
+  load_rows<kF16, false>();
+  load_rows<kF16, true>();
+  load_rows<kBF16, false>();
+  load_rows<kBF16, true>();
+  load(cuda::join_blocks);
+  load(cuda::total_rows);
+}
 
 std::size_t logit_scratch(const LogitArgs& args) {
   std::size_t blocks = blocks_of(args);

@@ -352,22 +352,9 @@ class Scorer {
     int number = group_.lane();
     bool writes = number < pending_ && (!grid_.together || group_.warp() == 0);
     pending_ = 0;
-    if (!writes) return;
-    const Found<T>& found = area_.found[store_][number];
-    if (found.at == kAbsent) return;
-    double best = found.best, second = found.second;
-    double relative = is_infinite(best) || is_infinite(second) ? 0.0 : found.sum - 1.0;
-    RowState state = {found.target, best, second, relative, found.best_at, found.ahead, found.ahead == -1};
-    if (grid_.blocks > 1) {
-      states_[found.at] = state;
-    } else if (found.ahead == -2) {
-      write_ignored(args_, found.at);
-    } else {
-      write_row(args_, state, found.at, true, args_.confidence != nullptr || args_.nll != nullptr);
-    }
+    if (writes) write_found(args_, grid_.blocks, area_.found[store_][number], states_);
   }
 
-  static constexpr unsigned long long kAbsent = ~0ull;
   const LogitArgs& args_;
   const LogitGrid& grid_;
   Area<T, kKeeps, kBase>& area_;

@@ -21,6 +21,8 @@ std::string why_none() { return "built without CUDA"; }
 
 Properties properties(int) { absent(); }
 
+void load_kernels(int) { absent(); }
+
 void copy(int, Stream, void*, const void*, std::size_t) { absent(); }
 
 void fill_bytes(int, Stream, void*, int, std::size_t) { absent(); }
@@ -36,7 +38,7 @@ void event_synchronize(int, Event) { absent(); }
 void stream_wait(int, Stream, Event) { absent(); }
 double event_seconds(int, Event, Event) { absent(); }
 void* pinned_allocate(int, std::size_t) { absent(); }
-void pinned_free(void*) noexcept {}
+void pinned_free(int, void*) noexcept {}
 void* allocate(int, std::size_t) { absent(); }
 void free(int, void*) noexcept {}
 

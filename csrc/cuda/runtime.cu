@@ -5,6 +5,34 @@
 
 namespace soup {
 namespace device {
+namespace {
+
+// A function of the driver's, which is not linked; null where there is none.
+void* driver_function(const char* name) noexcept {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
+  cudaError_t code = cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result);
+#else
+  cudaError_t code = cudaGetDriverEntryPoint(name, &found, cudaEnableDefault, &result);
+#endif
+  if (code == cudaSuccess && result == cudaDriverEntryPointSuccess) return found;
+  (void)cudaGetLastError();
+  return nullptr;
+}
+
+}  // namespace
+
+void* current_context() noexcept {
+  static const auto get = reinterpret_cast<int (*)(void**)>(driver_function("cuCtxGetCurrent"));
+  void* context = nullptr;
+  return get != nullptr && get(&context) == 0 ? context : nullptr;
+}
+
+void make_current(void* context) noexcept {
+  static const auto set = reinterpret_cast<int (*)(void*)>(driver_function("cuCtxSetCurrent"));
+  if (set != nullptr && current_context() != context) (void)set(context);
+}
 
 Build build() {
 #if defined(__CUDACC__)
@@ -44,6 +72,13 @@ Properties properties(int device) {
   result.l2_bytes = static_cast<std::size_t>(found.l2CacheSize);
   check(cudaDriverGetVersion(&result.driver), what);
   return result;
+}
+
+void load_kernels(int device) {
+  DeviceGuard guard(device);
+  load_sums();
+  load_dots();
+  load_logits();
 }
 
 void copy(int device, Stream stream, void* dst, const void* src, std::size_t bytes) {

@@ -17,11 +17,10 @@ void check_memory(cudaError_t code, const std::string& what) {
 
 // What is given back is given back whatever went wrong before.
 void finish(int device, cudaError_t (*give_back)(void*), void* handle) {
-  int before = 0;
-  (void)cudaGetDevice(&before);
+  void* before = current_context();
   (void)cudaSetDevice(device);
   (void)give_back(handle);
-  (void)cudaSetDevice(before);
+  make_current(before);
   (void)cudaGetLastError();
 }
 
@@ -86,10 +85,7 @@ void* pinned_allocate(int device, std::size_t bytes) {
   return memory;
 }
 
-void pinned_free(void* memory) noexcept {
-  (void)cudaFreeHost(memory);
-  (void)cudaGetLastError();
-}
+void pinned_free(int device, void* memory) noexcept { finish(device, &cudaFreeHost, memory); }
 
 void* allocate(int device, std::size_t bytes) {
   DeviceGuard guard(device);

@@ -12,24 +12,42 @@ constexpr unsigned kBlocksPerProcessor = 32;
 
 using Kernel = void (*)(SumTableView, std::uint32_t, std::uint32_t);
 
-// By sum_kind; none for an f32 accumulator of f64.
+// By sum_kind. An f32 accumulator has no use for f64; what is halved is wider than its destination.
 constexpr Kernel kKernels[kSumKinds] = {
     nullptr,
-    weighted_sum_kernel<float, kF32>,
-    weighted_sum_kernel<float, kF16>,
-    weighted_sum_kernel<float, kBF16>,
-    weighted_sum_kernel<float, kF8E4M3>,
-    weighted_sum_kernel<float, kF8E5M2>,
-    weighted_sum_kernel<double, kF64>,
-    weighted_sum_kernel<double, kF32>,
-    weighted_sum_kernel<double, kF16>,
-    weighted_sum_kernel<double, kBF16>,
-    weighted_sum_kernel<double, kF8E4M3>,
-    weighted_sum_kernel<double, kF8E5M2>,
-    weighted_sum_kernel<float, kRaw>,
+    weighted_sum_kernel<float, kF32, false>,
+    weighted_sum_kernel<float, kF16, false>,
+    weighted_sum_kernel<float, kBF16, false>,
+    weighted_sum_kernel<float, kF8E4M3, false>,
+    weighted_sum_kernel<float, kF8E5M2, false>,
+    weighted_sum_kernel<double, kF64, false>,
+    weighted_sum_kernel<double, kF32, false>,
+    weighted_sum_kernel<double, kF16, false>,
+    weighted_sum_kernel<double, kBF16, false>,
+    weighted_sum_kernel<double, kF8E4M3, false>,
+    weighted_sum_kernel<double, kF8E5M2, false>,
+    nullptr,
+    nullptr,
+    weighted_sum_kernel<float, kF16, true>,
+    weighted_sum_kernel<float, kBF16, true>,
+    weighted_sum_kernel<float, kF8E4M3, true>,
+    weighted_sum_kernel<float, kF8E5M2, true>,
+    nullptr,
+    weighted_sum_kernel<double, kF32, true>,
+    weighted_sum_kernel<double, kF16, true>,
+    weighted_sum_kernel<double, kBF16, true>,
+    weighted_sum_kernel<double, kF8E4M3, true>,
+    weighted_sum_kernel<double, kF8E5M2, true>,
+    weighted_sum_kernel<float, kRaw, false>,
 };
 
 }  // namespace
+
+void load_sums() {
+  for (Kernel kernel : kKernels) {
+    if (kernel != nullptr) load(kernel);
+  }
+}
 
 void weighted_sum(int device, Stream stream, const void* table, const SumTableShape& shape, std::uint32_t* nonfinite) {
   if (shape.tiles == 0) return;

@@ -53,7 +53,9 @@ __device__ inline void mark_row(const SumTableView& table, const SumSegment* seg
       low = middle + 1;
     }
   }
-  atomicOr(&table.nonfinite[segment->first_row + low], 1u);
+  // One of many, often: then the flag is up already, and all would wait for each other to raise it.
+  uint32_t* flag = &table.nonfinite[segment->first_row + low];
+  if (__ldcg(flag) == 0) atomicOr(flag, 1u);
 }
 
 // Once more with weights scaled down, where the plain sum is not finite. `place`: in elements from the origins.
@@ -115,9 +117,8 @@ __device__ inline void settle(T (&acc)[kChunk], const SumTableView& table, const
 
 // Whole chunks c, c + kSumThreads, ... of a segment that the quick way takes. Returns a bit for each that remains to
 // be done the slow way.
-template <class T, uint8_t kDst, int kUnroll>
+template <class T, uint8_t kDst, int kChunk, int kUnroll>
 __device__ __forceinline__ uint32_t sum_vectors(const SumTableView& table, const SumSegment* segment, uint32_t c) {
-  constexpr int kChunk = chunk_elements(sizeof(T) == 8 ? kAccF64 : kAccF32, kDst);
   const SumSource* source = table.sources_of(segment);
   uint32_t count = segment->count;
   T acc[kUnroll][kChunk];
@@ -145,13 +146,13 @@ __device__ __forceinline__ uint32_t sum_vectors(const SumTableView& table, const
   }
   constexpr uint32_t kBytes = kChunk * kSizeOf<kDst>;
   uint64_t address = segment->origin + static_cast<uint64_t>(c) * kBytes;
-  T divisor = static_cast<T>(__ldg(&segment->divisor));
-  T reciprocal = static_cast<T>(__ldg(&segment->reciprocal));
+  Divisor<T> divisor = {static_cast<T>(__ldg(&segment->divisor)), static_cast<T>(__ldg(&segment->reciprocal)),
+                        static_cast<T>(__ldg(&segment->least)), __ldg(&segment->once) != 0};
   uint32_t left = 0;
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
     Words<4> words;
-    if (quick_mean<kDst>(acc[u], divisor, reciprocal, words)) {
+    if (quick_mean<kDst>(acc[u], divisor, words)) {
       store_vector<kBytes>(address + u * (kSumThreads * kBytes), words);
     } else {
       left |= 1u << u;
@@ -161,9 +162,8 @@ __device__ __forceinline__ uint32_t sum_vectors(const SumTableView& table, const
 }
 
 // Chunk c of any segment.
-template <class T, uint8_t kDst>
+template <class T, uint8_t kDst, int kChunk>
 __device__ __forceinline__ void sum_chunk(const SumTableView& table, const SumSegment* segment, uint32_t c) {
-  constexpr int kChunk = chunk_elements(sizeof(T) == 8 ? kAccF64 : kAccF32, kDst);
   uint64_t first = static_cast<uint64_t>(c) * kChunk;
   Extent extent = extent_of(segment, first, kChunk);
   const SumSource* source = table.sources_of(segment);
@@ -174,15 +174,11 @@ __device__ __forceinline__ void sum_chunk(const SumTableView& table, const SumSe
   for (uint32_t k = 0; k < segment->count; ++k, ++source) {
     uint32_t size = static_cast<uint32_t>(item_size(source->dtype));
     uint64_t address = source->origin + first * size;
-    Words<8> words[1];
-    if (extent.whole && source->width == 16 && kChunk * size >= 16) {
-      Words<4> low = load_vector<1>(address, 0, 16);
-      Words<4> high{};
-      if (kChunk * size > 16) high = load_vector<1>(address, 1, 16);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) words[0].at[i] = low.at[i], words[0].at[i + 4] = high.at[i];
+    Words<4> words[1];
+    if (extent.whole && source->width == 16) {
+      words[0] = load_vector<kChunk>(address, 0, 16);
     } else {
-      words[0] = load_part<8>(address, width_within(extent, source->width, size), extent.from * size, extent.to * size);
+      words[0] = load_part<4>(address, width_within(extent, source->width, size), extent.from * size, extent.to * size);
     }
     add_any(acc, words, weight_of<T>(source), source->dtype);
   }
@@ -196,20 +192,20 @@ __device__ __forceinline__ void sum_chunk(const SumTableView& table, const SumSe
   store_part<4>(address, width, extent.from * kSize, extent.to * kSize, rounded<kDst>(acc[0]));
 }
 
-template <class T, uint8_t kDst>
+template <class T, uint8_t kDst, int kChunk>
 __device__ __forceinline__ void sum_round(const SumTableView& table, const SumSegment* segment, uint32_t c) {
   uint32_t end = segment->quick_end;
   uint32_t left = (1u << kSumUnroll) - 1;
   if (segment->quick_begin <= c && c < end) {
     if (c + (kSumUnroll - 1) * kSumThreads < end) {
-      left = sum_vectors<T, kDst, kSumUnroll>(table, segment, c);
+      left = sum_vectors<T, kDst, kChunk, kSumUnroll>(table, segment, c);
     } else {
-      left = left - 1 + sum_vectors<T, kDst, 1>(table, segment, c);
+      left = left - 1 + sum_vectors<T, kDst, kChunk, 1>(table, segment, c);
     }
   }
 #pragma unroll 1
   for (; left != 0; left >>= 1, c += kSumThreads) {
-    if ((left & 1) != 0 && c < segment->chunks) sum_chunk<T, kDst>(table, segment, c);
+    if ((left & 1) != 0 && c < segment->chunks) sum_chunk<T, kDst, kChunk>(table, segment, c);
   }
 }
 
@@ -229,10 +225,11 @@ __device__ inline void copy_chunk(const SumTableView& table, const SumSegment* s
   }
 }
 
-// Tiles [begin, end) of the table, all of which have this accumulator and destination.
-template <class T, uint8_t kDst>
+// Tiles [begin, end) of the table, all of which have this accumulator, destination and elements a chunk.
+template <class T, uint8_t kDst, bool kHalved>
 __global__ void __launch_bounds__(kSumThreads, 4)
     weighted_sum_kernel(SumTableView table, uint32_t begin, uint32_t end) {
+  constexpr int kChunk = chunk_elements(sizeof(T) == 8 ? kAccF64 : kAccF32, kDst, kHalved);
   for (uint32_t tile = begin + blockIdx.x; tile < end; tile += gridDim.x) {
     const SumSegment* segment = table.segment_of(tile);
     uint32_t c = (tile - segment->first_tile) * table.shape.rounds * kRoundChunks + threadIdx.x;
@@ -241,7 +238,7 @@ __global__ void __launch_bounds__(kSumThreads, 4)
       if constexpr (kDst == kRaw) {
         for (uint32_t u = 0; u < kSumUnroll; ++u) copy_chunk(table, segment, c + u * kSumThreads);
       } else {
-        sum_round<T, kDst>(table, segment, c);
+        sum_round<T, kDst, kChunk>(table, segment, c);
       }
     }
   }

@@ -39,9 +39,11 @@ __device__ inline void store_vector(uint64_t address, const Words<4>& words) {
     __stcs(reinterpret_cast<uint4*>(address), make_uint4(words.at[0], words.at[1], words.at[2], words.at[3]));
   } else if constexpr (kBytes == 8) {
     __stcs(reinterpret_cast<uint2*>(address), make_uint2(words.at[0], words.at[1]));
-  } else {
-    static_assert(kBytes == 4, "a chunk has 4, 8 or 16 bytes");
+  } else if constexpr (kBytes == 4) {
     __stcs(reinterpret_cast<unsigned*>(address), words.at[0]);
+  } else {
+    static_assert(kBytes == 2, "a chunk has 2, 4, 8 or 16 bytes");
+    __stcs(reinterpret_cast<unsigned short*>(address), static_cast<unsigned short>(words.at[0]));
   }
 }
 

@@ -36,33 +36,39 @@ class OwnedEvent {
   const device::Event handle_;
 };
 
-class DeviceMemory {
- public:
-  DeviceMemory(int device, std::size_t bytes)
-      : device_(device), at_(static_cast<char*>(device::allocate(device, bytes))) {}
-  ~DeviceMemory() { device::free(device_, at_); }
-  DeviceMemory(const DeviceMemory&) = delete;
-  DeviceMemory& operator=(const DeviceMemory&) = delete;
-  char* get() const { return at_; }
-
- private:
-  const int device_;
-  char* const at_;
+// Memory by device.h. `bytes`: what there is, at least what was asked for.
+struct Block {
+  int device = 0;
+  std::size_t bytes = 0;
+  char* at = nullptr;
 };
 
-// Host memory that the device reads and writes by itself. Pinning it takes longer than reading as much from the page
-// cache, so the last one is kept, for the next that is as large.
+// Memory of a device. To give it back waits for all that the device does, for whomever, so the last block is kept, for
+// the next run on the device that wants as much or up to 1 MiB less.
+class DeviceMemory {
+ public:
+  DeviceMemory(int device, std::size_t bytes);
+  ~DeviceMemory();
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+  char* get() const { return block_.at; }
+
+ private:
+  const Block block_;
+};
+
+// Host memory that every device reads and writes by itself. Pinning it takes longer than reading as much from the page
+// cache, so the last block is kept, for the next run that wants as much.
 class PinnedMemory {
  public:
   PinnedMemory(int device, std::size_t bytes);
   ~PinnedMemory();
   PinnedMemory(const PinnedMemory&) = delete;
   PinnedMemory& operator=(const PinnedMemory&) = delete;
-  char* get() const { return at_; }
+  char* get() const { return block_.at; }
 
  private:
-  const std::size_t bytes_;
-  char* at_;
+  const Block block_;
 };
 
 }  // namespace soup

@@ -24,8 +24,8 @@ Ring::Ring(int device, device::Stream after, std::size_t slots, std::size_t slot
     : device_(device),
       rows_(rows),
       host_(device, slots * slot_bytes),
-      memory_(device, slots * slot_bytes),
-      flags_(device, rows * sizeof(std::uint32_t)),
+      memory_(device, slots * slot_bytes + rows * sizeof(std::uint32_t)),
+      flags_(memory_.get() + slots * slot_bytes),
       before_(device, false),
       start_(if_timed(device, timed)),
       copy_(device),
@@ -37,7 +37,7 @@ Ring::Ring(int device, device::Stream after, std::size_t slots, std::size_t slot
   }
   device::event_record(device_, before_.get(), after);
   device::stream_wait(device_, compute_.get(), before_.get());
-  device::fill_bytes(device_, compute_.get(), flags_.get(), 0, rows * sizeof(std::uint32_t));
+  device::fill_bytes(device_, compute_.get(), flags_, 0, rows * sizeof(std::uint32_t));
   if (!timed) return;
   device::event_record(device_, start_->get(), copy_.get());
   device::event_synchronize(device_, start_->get());
@@ -53,7 +53,7 @@ void Ring::launch(Slot& slot, const FilledChunk& chunk) {
 
   device::stream_wait(device_, compute_.get(), slot.sent.get());
   if (slot.sum) device::event_record(device_, slot.sum->get(), compute_.get());
-  auto* flags = reinterpret_cast<std::uint32_t*>(flags_.get()) + chunk.first_row;
+  auto* flags = reinterpret_cast<std::uint32_t*>(flags_) + chunk.first_row;
   device::weighted_sum(device_, compute_.get(), slot.device + chunk.table, chunk.shape, flags);
   device::event_record(device_, slot.summed.get(), compute_.get());
 
@@ -83,7 +83,7 @@ Ring::Times Ring::times(const Slot& slot, const FilledChunk& chunk) const {
 
 std::vector<std::size_t> Ring::flagged_rows() {
   std::vector<std::uint32_t> flags(rows_);
-  device::copy(device_, compute_.get(), flags.data(), flags_.get(), rows_ * sizeof(std::uint32_t));
+  device::copy(device_, compute_.get(), flags.data(), flags_, rows_ * sizeof(std::uint32_t));
   device::synchronize(device_, compute_.get());
   std::vector<std::size_t> found;
   for (std::size_t row = 0; row < rows_; ++row) {

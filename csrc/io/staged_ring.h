@@ -50,8 +50,8 @@ class Ring {
   const std::size_t rows_;
   // In this order: streams go first, when their work is done, and the memory that they use last.
   PinnedMemory host_;
-  DeviceMemory memory_;
-  DeviceMemory flags_;
+  DeviceMemory memory_;  // of the slots, and after them the rows' flags
+  char* const flags_;
   OwnedEvent before_;
   std::unique_ptr<OwnedEvent> start_;
   std::vector<std::unique_ptr<Slot>> slots_;

@@ -2,7 +2,6 @@
 #include "sum_table.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
@@ -23,8 +22,20 @@ std::uint32_t narrow(std::uint64_t count, const char* what) {
   return static_cast<std::uint32_t>(count);
 }
 
-std::uint64_t most_chunks(const Segment& segment) {
-  std::uint64_t chunk = chunk_elements(segment.accumulator, segment.dst.dtype);
+bool is_halved(const Plan& plan, const Segment& segment) {
+  std::uint64_t chunk = chunk_elements(segment.accumulator, segment.dst.dtype, false);
+  auto begin = plan.sources.begin() + static_cast<std::ptrdiff_t>(segment.first_source);
+  return segment.dst.dtype != kRaw &&
+         std::any_of(begin, begin + static_cast<std::ptrdiff_t>(segment.count),
+                     [&](const Place& source) { return chunk * item_size(source.dtype) > 16; });
+}
+
+std::uint64_t chunk_of(const Plan& plan, const Segment& segment) {
+  return chunk_elements(segment.accumulator, segment.dst.dtype, is_halved(plan, segment));
+}
+
+std::uint64_t most_chunks(const Plan& plan, const Segment& segment) {
+  std::uint64_t chunk = chunk_of(plan, segment);
   return segment.n == 0 ? 0 : (segment.n + chunk - 1) / chunk + 1;  // the shift may make it one more
 }
 
@@ -33,7 +44,15 @@ std::uint64_t tiles_of(std::uint64_t chunks, std::uint32_t rounds) {
   return (chunks + tile - 1) / tile;
 }
 
-std::uint32_t kind_of(const Segment& segment) { return sum_kind(segment.accumulator, segment.dst.dtype); }
+std::uint32_t kind_of(const Plan& plan, const Segment& segment) {
+  return sum_kind(segment.accumulator, segment.dst.dtype, is_halved(plan, segment));
+}
+
+// In the accumulator's type, correctly rounded.
+double reciprocal_of(const Segment& segment) {
+  if (segment.accumulator == kAccF64) return 1.0 / segment.divisor;
+  return 1.0f / static_cast<float>(segment.divisor);
+}
 
 // The power of two up to 16, and up to a chunk's bytes, that an address is a multiple of.
 std::uint8_t width_of(std::uint64_t address, std::uint64_t chunk_bytes) {
@@ -67,7 +86,7 @@ std::uint8_t best_shift(const Plan& plan, const Segment& segment, std::uint64_t 
 
 SumSegment packed(const Plan& plan, std::size_t s, SumSource* sources) {
   const Segment& segment = plan.segments[s];
-  std::uint64_t chunk = chunk_elements(segment.accumulator, segment.dst.dtype);
+  std::uint64_t chunk = chunk_of(plan, segment);
   std::uint64_t shift = best_shift(plan, segment, chunk);
   std::uint64_t size = item_size(segment.dst.dtype);
   RowRange rows = rows_of(plan, s);
@@ -76,7 +95,9 @@ SumSegment packed(const Plan& plan, std::size_t s, SumSource* sources) {
   result.n = segment.n;
   result.chunks = static_cast<std::uint32_t>(segment.n == 0 ? 0 : (segment.n + shift + chunk - 1) / chunk);
   result.divisor = segment.divisor;
-  result.reciprocal = 1.0 / segment.divisor;
+  result.reciprocal = reciprocal_of(segment);
+  result.once = divides_once(segment.divisor) ? 1 : 0;
+  result.least = least_quotient(segment.accumulator == kAccF64, result.once != 0);
   result.first_source = static_cast<std::uint32_t>(segment.first_source);
   result.count = static_cast<std::uint32_t>(segment.count);
   result.first_row = static_cast<std::uint32_t>(rows.begin);
@@ -85,8 +106,8 @@ SumSegment packed(const Plan& plan, std::size_t s, SumSource* sources) {
   result.accumulator = segment.accumulator;
   result.width = width_of(result.origin, chunk * size);
   result.shift = static_cast<std::uint8_t>(shift);
-  bool quick = segment.divisor >= 1.0 && segment.divisor <= kLargestQuotient &&
-               segment.divisor == std::floor(segment.divisor) && result.width == chunk * size;
+  result.chunk = static_cast<std::uint8_t>(chunk);
+  bool quick = has_quotients(segment.divisor) && result.width == chunk * size;
   for (std::size_t k = segment.first_source; k < segment.first_source + segment.count; ++k) {
     const Place& place = plan.sources[k];
     std::uint64_t bytes = chunk * item_size(place.dtype);
@@ -117,15 +138,15 @@ SumTableShape sum_table_shape(const Plan& plan, std::uint64_t many_tiles) {
   for (const Segment& segment : plan.segments) require_memory(segment.dst);
   for (const Place& place : plan.sources) require_memory(place);
   std::uint64_t tiles = 0;
-  for (const Segment& segment : plan.segments) tiles += tiles_of(most_chunks(segment), 1);
+  for (const Segment& segment : plan.segments) tiles += tiles_of(most_chunks(plan, segment), 1);
   SumTableShape shape{};
   shape.rounds = narrow((tiles + many_tiles - 1) / many_tiles + (tiles == 0 ? 1 : 0), "rounds");
   std::uint64_t ends[kSumKinds] = {};
   for (const Segment& segment : plan.segments) {
-    std::uint64_t segment_tiles = tiles_of(most_chunks(segment), shape.rounds);
+    std::uint64_t segment_tiles = tiles_of(most_chunks(plan, segment), shape.rounds);
     // The kernel numbers all chunks of whole tiles, beyond the segment's last one, in 32 bits.
     (void)narrow(segment_tiles * kRoundChunks * shape.rounds, "chunks in a segment");
-    ends[kind_of(segment)] += segment_tiles;
+    ends[kind_of(plan, segment)] += segment_tiles;
   }
   tiles = 0;
   for (std::uint32_t kind = 0; kind < kSumKinds; ++kind) {
@@ -155,9 +176,9 @@ void pack_sum_table(const Plan& plan, const SumTableShape& shape, void* table) {
   std::copy(shape.kind_ends, shape.kind_ends + kSumKinds - 1, next + 1);
   for (std::size_t s = 0; s < plan.segments.size(); ++s) {
     segments[s] = packed(plan, s, sources);
-    std::uint32_t& tile = next[kind_of(plan.segments[s])];
+    std::uint32_t& tile = next[kind_of(plan, plan.segments[s])];
     segments[s].first_tile = tile;
-    std::uint64_t count = tiles_of(most_chunks(plan.segments[s]), shape.rounds);
+    std::uint64_t count = tiles_of(most_chunks(plan, plan.segments[s]), shape.rounds);
     for (std::uint64_t i = 0; i < count; ++i) tiles[tile++] = static_cast<std::uint32_t>(s);
   }
 }

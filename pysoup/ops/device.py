@@ -76,6 +76,8 @@ def kernels_for(where: Tensor | torch.device) -> Accelerator | None:
         return kernels_for(torch.device("cuda", torch.cuda.current_device()))
     is_rocm = getattr(torch.version, "hip", None) is not None  # its streams are not CUDA's
     usable = not is_rocm and _native.has_kernels(device.index)
+    if usable:
+        _native.load_kernels(device.index)
     return _found.setdefault(device, Accelerator(device) if usable else None)
 
 

@@ -67,9 +67,12 @@ template <class T>
 T __ldcs(const T* p) {
   return *p;
 }
+// From the cache that all multiprocessors share: of what others change meanwhile, the old value or the new one.
 template <class T>
 T __ldcg(const T* p) {
-  return *p;
+  T value;
+  __atomic_load(p, &value, __ATOMIC_RELAXED);
+  return value;
 }
 template <class T>
 T __ldg(const T* p) {

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT
 #include "emulate_runtime.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -25,6 +28,30 @@ emulate::Shuffle shuffle;
 cudaError_t failed(cudaError_t code) {
   last_error = code;
   return code;
+}
+
+int devices = 1;
+std::atomic<unsigned> created{0};
+thread_local int chosen = 0;                    // by cudaSetDevice
+thread_local int current = -1;                  // whose context is current: none
+std::set<std::pair<int, const void*>> kernels;  // of a device
+
+// What every call but a few questions does first: without a context it takes, or creates, the chosen device's.
+int use() {
+  if (current < 0) current = chosen;
+  created |= 1u << current;
+  return current;
+}
+
+// The driver's names for contexts: the device's number, and one more.
+int get_context(void** context) {
+  *context = reinterpret_cast<void*>(static_cast<std::intptr_t>(current) + 1);
+  return 0;
+}
+
+int set_context(void* context) {
+  current = static_cast<int>(reinterpret_cast<std::intptr_t>(context)) - 1;
+  return 0;
 }
 
 }  // namespace
@@ -76,7 +103,27 @@ bool shuffles() {
   return on;
 }
 
+void set_devices(int count) {
+  devices = count;
+  created = 0;
+}
+
+unsigned contexts() { return created; }
+
+std::size_t loaded() {
+  int device = use();
+  std::lock_guard<std::recursive_mutex> lock(all);
+  return static_cast<std::size_t>(
+      std::count_if(kernels.begin(), kernels.end(), [&](const auto& kernel) { return kernel.first == device; }));
+}
+
+void load(const void* kernel) {
+  std::lock_guard<std::recursive_mutex> lock(all);
+  kernels.emplace(use(), kernel);
+}
+
 void enqueue(cudaStream_t stream, std::function<void()> work) {
+  use();
   std::lock_guard<std::recursive_mutex> lock(all);
   if (stream == nullptr) return work();
   stream->pending.push_back(std::move(work));
@@ -142,20 +189,38 @@ cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); 
 cudaError_t cudaPeekAtLastError() { return last_error; }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = devices;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current < 0 ? chosen : current;
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : failed(cudaErrorInvalidDevice); }
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= devices) return failed(cudaErrorInvalidDevice);
+  chosen = current = device;
+  use();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  *result = cudaDriverEntryPointSuccess;
+  if (std::strcmp(symbol, "cuCtxGetCurrent") == 0) {
+    *function = reinterpret_cast<void*>(&get_context);
+  } else if (std::strcmp(symbol, "cuCtxSetCurrent") == 0) {
+    *function = reinterpret_cast<void*>(&set_context);
+  } else {
+    *result = cudaDriverEntryPointSymbolNotFound;
+  }
+  return cudaSuccess;
+}
 
 // Few multiprocessors, so that blocks have several shares of the work to do.
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return failed(cudaErrorInvalidDevice);
+  if (device < 0 || device >= devices) return failed(cudaErrorInvalidDevice);
   *properties = {"emulated", std::size_t{1} << 32, 0, 0, 2, 1 << 20};
   return cudaSuccess;
 }
@@ -190,6 +255,7 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 
 // Aligned as CUDA's is, and full of what no test expects.
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  use();
   *memory = ::operator new(bytes, std::align_val_t(256), std::nothrow);
   if (*memory == nullptr) return failed(cudaErrorMemoryAllocation);
   std::memset(*memory, 0xCB, bytes);
@@ -197,12 +263,14 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
 }
 
 cudaError_t cudaFree(void* memory) {
+  use();
   ::operator delete(memory, std::align_val_t(256));
   return cudaSuccess;
 }
 
 // At a page, as CUDA's.
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  use();
   *memory = ::operator new(bytes, std::align_val_t(4096), std::nothrow);
   return *memory == nullptr ? failed(cudaErrorMemoryAllocation) : cudaSuccess;
 }
@@ -210,6 +278,7 @@ cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) { return cudaHostAlloc(memory, bytes, 0); }
 
 cudaError_t cudaFreeHost(void* memory) {
+  use();
   ::operator delete(memory, std::align_val_t(4096));
   return cudaSuccess;
 }
@@ -235,12 +304,14 @@ cudaError_t cudaMemsetAsync(void* dst, int value, std::size_t bytes, cudaStream_
 cudaError_t cudaMemset(void* dst, int value, std::size_t bytes) { return cudaMemsetAsync(dst, value, bytes, nullptr); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  use();
   *stream = new CUstream_st;
   return cudaSuccess;
 }
 
 // CUDA lets the work end first, at some time.
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  use();
   (void)cudaStreamSynchronize(stream);
   // The object stays, for events that were recorded on it.
   static auto* destroyed = new std::vector<cudaStream_t>;
@@ -250,6 +321,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  use();
   std::lock_guard<std::recursive_mutex> lock(all);
   if (stream != nullptr) drain(stream, stream->enqueued);
   return cudaSuccess;
@@ -264,6 +336,7 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) {
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  use();
   *event = new CUevent_st;
   return cudaSuccess;
 }
@@ -283,6 +356,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  use();
   std::lock_guard<std::recursive_mutex> lock(all);
   drain(event->stream, event->ticket);
   return cudaSuccess;

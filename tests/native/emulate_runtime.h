@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The part of the CUDA runtime that csrc/cuda calls, for emulate.h: one device, whose memory is the host's.
+// The part of the CUDA runtime that csrc/cuda calls, for emulate.h: devices whose memory is the host's.
 //
 // Work on a stream of one's own is done as late as the rules allow: when someone waits for it. Whoever reuses memory
 // too early, or leaves out an event, so gets wrong results, always. Work on the default stream is done at once (and,
@@ -49,7 +49,12 @@ constexpr unsigned cudaEventBlockingSync = 1;
 constexpr unsigned cudaEventDisableTiming = 2;
 constexpr unsigned cudaHostAllocDefault = 0;
 constexpr unsigned cudaHostAllocPortable = 1;
-constexpr int CUDART_VERSION = 13000;
+#define CUDART_VERSION 13000
+constexpr unsigned long long cudaEnableDefault = 0;
+enum cudaDriverEntryPointQueryResult { cudaDriverEntryPointSuccess = 0, cudaDriverEntryPointSymbolNotFound = 1 };
+struct cudaFuncAttributes {
+  int binaryVersion;
+};
 
 const char* cudaGetErrorString(cudaError_t code);
 cudaError_t cudaGetLastError();
@@ -59,6 +64,8 @@ cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned version,
+                                             unsigned long long flags, cudaDriverEntryPointQueryResult* result);
 cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaDeviceSynchronize();
@@ -94,6 +101,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, i
 
 namespace emulate {
 
+// There is one device unless a test wants more. None of them has a context then.
+void set_devices(int count);
+// Those that have a context: a bit each.
+unsigned contexts();
+// The kernels that were brought to the current device, or launched there, so far.
+std::size_t loaded();
+void load(const void* kernel);
+
 // Work in the order of a stream; work without lanes, as a copy, comes here too.
 void enqueue(cudaStream_t stream, std::function<void()> work);
 void run_grid(dim3 grid, dim3 block, const std::function<void()>& body);
@@ -110,6 +125,7 @@ class Launch {
   Launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, cudaStream_t stream)
       : kernel_(kernel), grid_(grid), block_(block), stream_(stream) {}
   void operator()(Parameters... arguments) const {
+    load(reinterpret_cast<const void*>(kernel_));
     if (!configured(grid_, block_)) return;
     auto kernel = kernel_;
     dim3 grid = grid_;
@@ -130,3 +146,10 @@ Launch<Parameters...> launch(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
 }
 
 }  // namespace emulate
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel* kernel) {
+  attributes->binaryVersion = 0;
+  emulate::load(reinterpret_cast<const void*>(kernel));
+  return cudaSuccess;
+}

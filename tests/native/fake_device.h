@@ -19,9 +19,12 @@ extern std::atomic<int> failing_allocation, failing_pinning, failing_launch, fai
 // Faults of the caller, made on purpose: streams and hosts that do not wait for events.
 extern std::atomic<bool> streams_do_not_wait, hosts_do_not_wait;
 
-// Streams, events and blocks of memory that exist; pinned ones apart.
+// Streams and events that exist; blocks of memory on the device, that are not a test's own; pinned ones.
 int live();
+int live_on_device();
 int live_pinned();
+// Blocks of memory that were given back: each time the device stands still.
+int freed();
 
 // Device memory, as an address in plans, from and to bytes of the host.
 class Bytes {

@@ -10,6 +10,7 @@
 #include "../../csrc/device.h"
 #include "../../csrc/io/dot_table.h"
 #include "check.h"
+#include "emulate_runtime.h"
 #include "dot_models.h"
 
 using namespace soup;
@@ -21,7 +22,10 @@ std::vector<double> on_device(const DotModel& model) {
   std::unique_ptr<unsigned char[]> table(new unsigned char[shape.bytes]);
   pack_dot_table(model.plan(), shape, table.get());
   std::vector<double> scratch(std::size_t{shape.tiles} * shape.count, 77.0), out(model.results(), 77.0);
+  device::load_kernels(0);
+  std::size_t loaded = emulate::loaded();
   device::dots(0, 0, table.get(), shape, scratch.data(), out.data());
+  CHECK(emulate::loaded() == loaded);
   device::synchronize(0, 0);
   return out;
 }

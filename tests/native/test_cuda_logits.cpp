@@ -13,6 +13,7 @@
 #include "../../csrc/device.h"
 #include "../../csrc/scalar.h"
 #include "check.h"
+#include "emulate_runtime.h"
 #include "random_values.h"
 
 using namespace soup;
@@ -137,7 +138,10 @@ std::int64_t run(LogitArgs args, Outputs& found, unsigned wanted, std::size_t li
   std::size_t bytes = device::logit_scratch(args);
   std::vector<double> scratch(bytes / sizeof(double));
   CHECK(bytes % sizeof(double) == 0);
+  device::load_kernels(0);
+  std::size_t loaded = emulate::loaded();
   device::score_logits(0, 0, args, totals, scratch.data());
+  CHECK(emulate::loaded() == loaded);
   device::synchronize(0, 0);
   return bad_row;
 }
@@ -207,9 +211,32 @@ TEST(emulated_logits_of_few_rows_score_as_on_a_cpu) {
   check_case({kF32, kF32, false, 2, 9, 20, 0, 0, kTied, kEverything}, random);
   check_case({kBF16, kF32, true, 3, 1, 700, 0, 0, kPlain, kEverything}, random);
   check_case({kF16, kF16, true, 1, 2, 101, 0, 0, kOdd, 0}, random);
+  check_case({kBF16, kF32, false, 2, 3, 1000, 0, 0, kTied, kEverything}, random);
+  check_case({kBF16, kF32, true, 3, 2, 701, 0, 0, kPlain, kEverything}, random);
   check_case({kF64, kF32, false, 1, 1, 1025, 0, 0, kTied, kEverything}, random);
   check_case({kF32, kF32, false, 1, 1, 2500, 0, 0, kPlain, kNll}, random);
   check_case({kBF16, kBF16, true, 1, 1, 4200, 0, 0, kPlain, kEverything}, random);
+}
+
+// Those that a warp keeps in its registers: any number of lanes a row, strips that end anywhere, rows that end where
+// their memory does, ties between lanes and within one.
+TEST(emulated_logits_of_16_bits_score_as_on_a_cpu_in_registers) {
+  Random random(10);
+  const std::size_t sizes[] = {4,    12,   60,   64,   68,   252,  256,  260,  500,  516,  1000,
+                               1020, 1028, 2000, 2048, 2052, 3000, 4096, 4100, 8256, 9000, 12288};
+  for (std::size_t classes : sizes) {
+    for (std::uint8_t dtype : {kF16, kBF16}) {
+      for (std::uint8_t base : {kF32, kF16, kBF16}) {
+        for (int kind = 0; kind < kKinds; ++kind) {
+          if (classes > 2048 && base != kF32) continue;
+          bool ensemble = random.below(2) == 0;
+          unsigned wanted = random.below(3) == 0 ? static_cast<unsigned>(random.below(16)) : kEverything;
+          std::size_t gap = 4 * random.below(2), rows = 1 + random.below(classes > 300 ? 3 : 40);
+          check_case({dtype, base, ensemble, 1 + random.below(3), rows, classes, gap, 0, kind, wanted}, random);
+        }
+      }
+    }
+  }
 }
 
 TEST(emulated_logits_of_several_blocks_score_as_on_a_cpu) {

@@ -2,10 +2,7 @@
 // The weighted sums of a device, emulated, against the generic CPU kernel: the same bits and the same rows.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,6 +11,7 @@
 #include "../../csrc/device.h"
 #include "../../csrc/io/sum_table.h"
 #include "check.h"
+#include "device_sums.h"
 #include "emulate_runtime.h"
 #include "random_values.h"
 #include "reference.h"
@@ -21,124 +19,6 @@
 using namespace soup;
 
 namespace {
-
-// Memory whose begin is `shift` bytes off an alignment to 64. What is only read ends with its allocation: an access
-// beyond is a sanitizer's report. What is written lies amid `guard` bytes that must not change.
-class Memory {
- public:
-  Memory(std::size_t bytes, std::size_t shift, std::size_t guard = 0)
-      : size_(bytes), before_(guard + shift), all_(before_ + bytes + guard, 0xCB) {
-    void* allocated = nullptr;
-    if (posix_memalign(&allocated, 64, all_.size()) != 0) throw std::bad_alloc();
-    storage_.reset(static_cast<unsigned char*>(allocated));
-    if (!all_.empty()) std::memcpy(storage_.get(), all_.data(), all_.size());
-  }
-  unsigned char* get() const { return storage_.get() + before_; }
-  std::size_t size() const { return size_; }
-  bool guards_intact() const {
-    std::size_t after = before_ + size_;
-    return std::memcmp(storage_.get(), all_.data(), before_) == 0 &&
-           std::memcmp(storage_.get() + after, all_.data() + after, all_.size() - after) == 0;
-  }
-
- private:
-  struct Free {
-    void operator()(unsigned char* p) const { std::free(p); }
-  };
-  std::size_t size_;
-  std::size_t before_;
-  std::vector<unsigned char> all_;
-  std::unique_ptr<unsigned char[], Free> storage_;
-};
-
-constexpr std::size_t kGuard = 64;
-
-struct Row {
-  std::uint8_t source, other, out, accumulator;
-  std::size_t count, n;
-  std::size_t shift, dst_shift;  // bytes by which memory is off an alignment
-  int weights;                   // 0: equal; 1: equal, a power of two of them; 2: unequal; 3: huge
-  bool in_place;
-};
-
-std::string text(const Row& row) {
-  return std::to_string(row.source) + "," + std::to_string(row.other) + " -> " + std::to_string(row.out) + " acc " +
-         std::to_string(row.accumulator) + " count " + std::to_string(row.count) + " n " + std::to_string(row.n) +
-         " shifts " + std::to_string(row.shift) + " " + std::to_string(row.dst_shift) + " weights " +
-         std::to_string(row.weights) + (row.in_place ? " in place" : "");
-}
-
-// Rows, their memory, and what must come out of them.
-class Sums {
- public:
-  explicit Sums(std::uint64_t seed) : random_(seed) {}
-
-  void add(const Row& row) {
-    rows_.push_back(row);
-    std::vector<std::uint8_t> dtypes;
-    std::vector<const void*> sources;
-    std::vector<double> weights;
-    std::vector<float> weights_f32;
-    bool finite = random_.below(2) == 0;
-    double huge = row.accumulator == kAccF32 ? 0x1p126 : 0x1p1022;  // sums overflow on the way, means may not
-    for (std::size_t k = 0; k < row.count; ++k) {
-      dtypes.push_back(k % 3 == 1 ? row.other : row.source);
-      sources_.emplace_back(row.n * item_size(dtypes[k]), k == 2 ? row.shift / 2 : row.shift);
-      unsigned char* values = sources_.back().get();
-      (finite ? random_.fill_finite(values, row.n, dtypes[k]) : random_.fill(values, row.n, dtypes[k]));
-      sources.push_back(values);
-      weights.push_back(row.weights == 2 ? 0.1 + 0.37 * static_cast<double>(k) : row.weights == 3 ? huge : 1.0);
-      weights_f32.push_back(static_cast<float>(weights[k]));
-    }
-    double divisor = row.weights == 2 ? 1.0 : row.weights == 3 ? huge * 2 : static_cast<double>(row.count);
-    outs_.emplace_back(row.n * item_size(row.out), row.dst_shift, kGuard);
-    if (row.in_place) {
-      std::memcpy(outs_.back().get(), sources[0], outs_.back().size());
-      sources[0] = outs_.back().get();
-    }
-    std::vector<unsigned char> expected(outs_.back().size());
-    WeightedSumArgs args{sources.data(), dtypes.data(),   weights.data(), weights_f32.data(), row.count, row.n,
-                         divisor,        expected.data(), row.out,        row.accumulator,    false};
-    (void)kernels_for("generic").weighted_sum(args);
-    nonfinite_.push_back(reference_sum(args).visibly_nonfinite);
-    expected_.push_back(std::move(expected));
-    for (std::size_t k = 0; k < row.count; ++k) {
-      plan_.sources.push_back({reinterpret_cast<std::uint64_t>(sources[k]), -1, dtypes[k]});
-      plan_.weights.push_back(weights[k]);
-      plan_.weights_f32.push_back(weights_f32[k]);
-    }
-    Place dst{reinterpret_cast<std::uint64_t>(outs_.back().get()), -1, row.out};
-    append_segment(plan_, {row.n, 0, row.count, dst, divisor, row.accumulator});
-  }
-
-  // With a table of at least `tiles` tiles, if there are as many.
-  void check(std::uint64_t tiles = kManyTiles) {
-    SumTableShape shape = sum_table_shape(plan_, tiles);
-    Memory table(shape.bytes, 0, kGuard);
-    pack_sum_table(plan_, shape, table.get());
-    CHECK(table.guards_intact());
-    std::vector<std::uint32_t> flags(shape.rows, 0);
-    device::weighted_sum(0, 0, table.get(), shape, flags.data());
-    for (std::size_t r = 0; r < rows_.size(); ++r) {
-      bool same = outs_[r].size() == 0 || std::memcmp(outs_[r].get(), expected_[r].data(), outs_[r].size()) == 0;
-      CHECK_CASE(same, text(rows_[r]));
-      CHECK_CASE(outs_[r].guards_intact(), text(rows_[r]));
-      CHECK_CASE(flags[r] == (nonfinite_[r] ? 1u : 0u), text(rows_[r]));
-    }
-  }
-
-  Random& random() { return random_; }
-  std::size_t rows() const { return rows_.size(); }
-
- private:
-  Random random_;
-  std::vector<Row> rows_;
-  std::vector<Memory> sources_;
-  std::vector<Memory> outs_;
-  std::vector<std::vector<unsigned char>> expected_;
-  std::vector<bool> nonfinite_;
-  Plan plan_;
-};
 
 void run(const Plan& plan, std::uint32_t* flags) {
   SumTableShape shape = sum_table_shape(plan);
@@ -163,10 +43,10 @@ TEST(device_sums_equal_the_cpu_for_all_types_and_sizes) {
       for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
         for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
           if (wide(source, other, out) && accumulator == kAccF32) continue;
-          for (int i = 0; i < 8; ++i) {
+          for (int i = 0; i < 2 * kWeights; ++i) {
             Random& random = sums.random();
             sums.add({source, other, out, accumulator, random.one_of(counts), random.one_of(sizes),
-                      random.one_of(shifts), random.one_of(shifts), i % 4, source == out && i % 2 == 0});
+                      random.one_of(shifts), random.one_of(shifts), i % kWeights, source == out && i % 2 == 0});
           }
         }
       }
@@ -188,13 +68,81 @@ TEST(device_sums_equal_the_cpu_for_long_rows) {
         for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
           if (wide(source, source, out) && accumulator == kAccF32) continue;
           std::size_t shift = random.one_of(shifts);
-          int weights = static_cast<int>(random.below(4));
+          int weights = static_cast<int>(random.below(kWeights));
           sums.add({source, source, out, accumulator, random.one_of(counts), random.one_of(sizes), shift,
                     random.below(3) == 0 ? 0 : shift, weights, source == out});
         }
       }
     }
     sums.check(most);
+  }
+}
+
+// Sources that are wider than their result, as a running sum is: with narrow ones beside them, in any order, cut off
+// anywhere.
+TEST(device_sums_of_wide_sources_equal_the_cpu) {
+  const std::size_t sizes[] = {1, 3, 4, 5, 127, 1023, 1024, 1025, 2048, 3000, 5001};
+  const std::size_t counts[] = {1, 2, 3, 8};
+  Sums sums(6);
+  Random& random = sums.random();
+  auto add = [&](std::uint8_t source, std::uint8_t other, std::uint8_t out, std::uint8_t accumulator) {
+    for (int i = 0; i < 2 * kWeights; ++i) {
+      // Aligned, aligned to less than a chunk, off by an element, not aligned at all.
+      std::size_t shift = i % 4 == 0 ? 0 : i % 4 == 1 ? 8 : i % 4 == 2 ? item_size(source) : random.below(16);
+      std::size_t dst_shift = i % 4 == 3 ? 0 : shift / item_size(source) * item_size(out);
+      bool in_place = source == out && i % 3 == 0;
+      sums.add({source, other, out, accumulator, random.one_of(counts), random.one_of(sizes), shift,
+                in_place ? shift : dst_shift, i % kWeights, in_place});
+    }
+  };
+  for (std::uint8_t other = 0; other < kFloatTypes; ++other) {
+    for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+      add(kF64, other, out, kAccF64);
+      add(other, kF64, out, kAccF64);
+      if (other == kF64 || item_size(out) > 2) continue;
+      add(kF32, other, out, kAccF32);
+      add(other, kF32, out, kAccF32);
+    }
+  }
+  sums.check();
+}
+
+// Elements that the quick way takes, of a sum of one segment of 4096.
+std::uint64_t quick_elements(std::vector<std::uint8_t> sources, std::uint8_t out, std::uint8_t accumulator,
+                             double divisor) {
+  Plan plan;
+  for (std::uint8_t dtype : sources) {
+    plan.sources.push_back({1u << 20, -1, dtype});
+    plan.weights.push_back(1.0);
+    plan.weights_f32.push_back(1.0f);
+  }
+  append_segment(plan, {4096, 0, sources.size(), {1u << 20, -1, out}, divisor, accumulator});
+  SumTableShape shape = sum_table_shape(plan);
+  Memory table(shape.bytes, 0);
+  pack_sum_table(plan, shape, table.get());
+  SumSegment segment;
+  std::memcpy(&segment, table.get() + shape.segments_at, sizeof(segment));
+  return std::uint64_t{segment.quick_end - segment.quick_begin} * segment.chunk;
+}
+
+TEST(device_sums_take_the_quick_way_for_any_types_and_divisor) {
+  for (std::uint8_t source = 0; source < kFloatTypes; ++source) {
+    for (std::uint8_t other = 0; other < kFloatTypes; ++other) {
+      for (std::uint8_t out = 0; out < kFloatTypes; ++out) {
+        for (std::uint8_t accumulator : {kAccF32, kAccF64}) {
+          if (wide(source, other, out) && accumulator == kAccF32) continue;
+          for (double divisor : {1.0, 2.0, 7.0, 0.3 + 0.5, 1.1, 1e-3, 12345.678}) {
+            CHECK_CASE(quick_elements({source, other}, out, accumulator, divisor) == 4096,
+                       std::to_string(source) + "," + std::to_string(other) + " -> " + std::to_string(out) + " acc " +
+                           std::to_string(accumulator) + " divisor " + std::to_string(divisor));
+          }
+        }
+      }
+    }
+  }
+  // What no proof covers: no reciprocal in range, no mean at all.
+  for (double divisor : {-2.0, 0.0, 0x1p40, 0x1p-40, static_cast<double>(INFINITY), std::nan("")}) {
+    CHECK_CASE(quick_elements({kF32, kBF16}, kBF16, kAccF32, divisor) == 0, std::to_string(divisor));
   }
 }
 
@@ -206,7 +154,7 @@ TEST(device_sums_of_thousands_of_rows_take_one_launch_a_kind) {
     std::uint8_t dtype = i % 5 == 0 ? kF32 : kBF16;
     std::uint8_t accumulator = dtype == kF32 ? kAccF64 : kAccF32;
     std::size_t shift = random.below(4) == 0 ? 2 * item_size(dtype) : 0;
-    sums.add({dtype, dtype, dtype, accumulator, 3, random.below(100), shift, shift, 1, false});
+    sums.add({dtype, dtype, dtype, accumulator, 3, random.below(100), shift, shift, kEqual, false});
   }
   unsigned long before = emulate::launches();
   sums.check();
@@ -220,7 +168,7 @@ TEST(device_sums_of_few_rows_equal_the_cpu) {
   for (int i = 0; i < 4; ++i) {
     std::size_t shift = i == 3 ? 2 : 0;
     std::size_t n = i == 0 ? 5000 : 300;
-    sums.add({kBF16, kBF16, kBF16, kAccF32, 3, n, shift, shift, i, i % 2 == 0});
+    sums.add({kBF16, kBF16, kBF16, kAccF32, 3, n, shift, shift, i % 4 == 3 ? kFraction : i, i % 2 == 0});
   }
   sums.check();
 }

@@ -2,6 +2,7 @@
 // The stand-in for CUDA itself. The first tests are its negative controls: they must fail without shuffles, without
 // barriers (SOUP_EMULATE_WITHOUT).
 #include <numeric>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cuda/launch.h"
@@ -78,6 +79,53 @@ TEST(work_on_a_stream_is_done_when_somebody_waits_for_it) {
   CHECK(counter == 32);
   (void)cudaEventDestroy(half);
   (void)cudaStreamDestroy(stream);
+}
+
+// A device that is only the default one may be full, or in use by others.
+TEST(work_on_one_device_leaves_the_others_alone_and_the_current_one_as_it_was) {
+  using namespace soup;
+  emulate::set_devices(3);
+  std::thread([] {  // one that has not used a device yet
+    device::Stream stream = device::stream_create(1);
+    device::Event event = device::event_create(1, false);
+    void* pinned = device::pinned_allocate(1, 64);
+    void* memory = device::allocate(1, 64);
+    device::fill_bytes(1, stream, memory, 7, 64);
+    device::copy(1, stream, pinned, memory, 64);
+    device::event_record(1, event, stream);
+    device::event_synchronize(1, event);
+    CHECK(static_cast<unsigned char*>(pinned)[63] == 7);
+    device::synchronize(1, stream);
+    device::load_kernels(1);
+    CHECK(THROWN(device::synchronize(3, stream)).kind == ErrorKind::kDevice);
+    device::free(1, memory);
+    device::pinned_free(1, pinned);
+    device::event_destroy(1, event);
+    device::stream_destroy(1, stream);
+    CHECK(emulate::contexts() == 1u << 1);
+    CHECK(device::current_context() == nullptr);
+
+    // Who has chosen a device finds it again.
+    CHECK(cudaSetDevice(2) == cudaSuccess);
+    void* chosen = device::current_context();
+    int now = -1;
+    device::synchronize(1, 0);
+    CHECK(device::current_context() == chosen);
+    CHECK(cudaGetDevice(&now) == cudaSuccess);
+    CHECK(now == 2);
+  })
+      .join();
+  emulate::set_devices(1);
+}
+
+// So that no kernel is first brought to a device while a graph is captured.
+TEST(kernels_are_all_brought_to_a_device_at_once) {
+  using namespace soup;
+  device::load_kernels(0);
+  std::size_t all = emulate::loaded();
+  CHECK(all > 40);
+  device::load_kernels(0);
+  CHECK(emulate::loaded() == all);
 }
 
 TEST(launches_that_cuda_refuses_are_errors) {

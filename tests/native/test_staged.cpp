@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT
 // run_staged on a device that is not there (fake_device.h): the bits of the reference and the same rows reported,
-// whatever the memory, the threads and the places; what fails, fails with the right error, and leaves nothing running.
+// whatever the memory, the threads and the places.
 #include <fcntl.h>
 #include <unistd.h>
 
 #include <atomic>
-#include <cerrno>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -19,108 +18,9 @@
 #include "check.h"
 #include "fake_device.h"
 #include "models.h"
+#include "staged_places.h"
 
 using namespace soup;
-
-namespace {
-
-const Tick kGoOn = [](std::uint64_t) { return true; };
-
-Place on_device(const fake::Bytes& bytes) { return {bytes.address(), kInMemory, 0}; }
-Place on_host(const std::vector<unsigned char>& bytes) {
-  return {reinterpret_cast<std::uint64_t>(bytes.data()), kOnHost, 0};
-}
-
-// Every type, rows of every awkward size, some without elements, some spoiled.
-std::vector<RowSpec> every_type() {
-  std::vector<RowSpec> rows;
-  for (std::uint8_t dtype : {kF64, kF32, kF16, kBF16, kF8E4M3, kF8E5M2, kRaw}) {
-    bool spoiled = dtype != kRaw;
-    for (std::uint64_t n : {0, 1, 63, 64, 65, 1000, 0, 20'011}) rows.push_back({n, dtype, spoiled && n % 5 == 0});
-    rows.push_back({7, dtype, spoiled});
-  }
-  return rows;
-}
-
-std::vector<RowSpec> one_row(std::uint64_t n) { return {{n, kF32, false}}; }
-
-// Sources of a model and its result in all kinds of places.
-class Places {
- public:
-  explicit Places(Model& model) : model_(model), device_out_(model.bytes()), host_out_(model.bytes()) {
-    for (std::size_t k = 0; k < model.count(); ++k) {
-      device_.push_back(std::make_unique<fake::Bytes>(model.source(k)));
-      files_.push_back(std::make_unique<File>(model.source(k)));
-    }
-  }
-
-  // 0: on the device, 1: on the host, 2: in a file.
-  Place source(std::size_t k, int kind) const {
-    return kind == 0 ? on_device(*device_[k]) : kind == 1 ? on_host(model_.source(k)) : in_file(*files_[k]);
-  }
-  Place result(int kind) const {
-    return kind == 0 ? on_device(device_out_) : kind == 1 ? on_host(host_out_) : in_file(file_out_);
-  }
-  std::vector<unsigned char> read(int kind) const {
-    return kind == 0 ? device_out_.read() : kind == 1 ? host_out_ : file_out_.read(model_.bytes());
-  }
-  File& file(std::size_t k) { return *files_[k]; }
-
-  Plan plan(int sources, int result) const {
-    std::vector<Place> places;
-    for (std::size_t k = 0; k < model_.count(); ++k) places.push_back(source(k, sources));
-    return model_.plan(places, this->result(result));
-  }
-
- private:
-  Model& model_;
-  std::vector<std::unique_ptr<fake::Bytes>> device_;
-  std::vector<std::unique_ptr<File>> files_;
-  fake::Bytes device_out_;
-  std::vector<unsigned char> host_out_;
-  File file_out_;
-};
-
-StagedOptions with(std::size_t memory, int threads) {
-  StagedOptions options;
-  options.memory = memory;
-  options.threads = threads;
-  return options;
-}
-
-void check_run(const Plan& plan, const Model& model, const StagedOptions& options, const std::string& where) {
-  std::atomic<std::uint64_t> last{0};
-  Tick tick = [&](std::uint64_t done) {
-    bool grew = done >= last.exchange(done);
-    CHECK(grew);
-    return true;
-  };
-  StagedOutcome outcome = run_staged(plan, options, tick);
-  std::string what =
-      where + " memory " + std::to_string(options.memory) + " threads " + std::to_string(options.threads);
-  CHECK_CASE(outcome.finished, what);
-  CHECK_CASE(outcome.nonfinite == model.nonfinite(), what);
-  CHECK_CASE(last.load() == plan_bytes(plan), what);
-  CHECK_CASE(outcome.memory <= options.memory && outcome.threads <= options.threads, what);
-}
-
-Error failure(const Plan& plan, const StagedOptions& options) { return THROWN(run_staged(plan, options, kGoOn)); }
-
-// What a test leaves behind: nothing but the pinned memory that is kept.
-class NothingLeft {
- public:
-  NothingLeft() : live_(fake::live()) {}
-  ~NothingLeft() {
-    CHECK(fake::live() == live_);
-    CHECK(fake::live_pinned() <= 1);
-    fake::most_microseconds.store(0);
-  }
-
- private:
-  int live_;
-};
-
-}  // namespace
 
 TEST(staged_equals_the_reference_wherever_sources_and_result_are) {
   NothingLeft nothing;
@@ -252,6 +152,22 @@ TEST(staged_runs_may_overlap_in_time) {
   for (const auto& out : outs) CHECK(out == model.expected());
 }
 
+// To give memory back makes a device wait for everybody's work.
+TEST(staged_runs_of_a_size_share_their_memory) {
+  NothingLeft nothing;
+  Model model(one_row(400'000), 2, 21);
+  Places places(model);
+  Plan plan = places.plan(2, 2);
+  check_run(plan, model, with(400'000, 2), "the first");
+  int freed = fake::freed();
+  for (int i = 0; i < 3; ++i) check_run(plan, model, with(400'000, 2), "again");
+  CHECK(fake::freed() == freed);
+  check_run(plan, model, with(8'000'000, 2), "more");
+  check_run(plan, model, with(400'000, 2), "less");
+  CHECK(fake::freed() == freed + 2);
+  CHECK(fake::live_on_device() == 1);
+}
+
 TEST(staged_tells_when_everything_was_done) {
   NothingLeft nothing;
   fake::most_microseconds.store(300);
@@ -274,123 +190,6 @@ TEST(staged_tells_when_everything_was_done) {
   CHECK(bytes >= 3 * 1'600'000 && bytes < 3 * 1'700'000);
   CHECK(run_staged(plan, with(1 << 20, 2), kGoOn).timeline.empty());
 }
-
-TEST(staged_stops_at_a_short_file) {
-  NothingLeft nothing;
-  fake::most_microseconds.store(100);
-  Model model(one_row(400'000), 2, 10);
-  Places places(model);
-  places.file(1).truncate(1'000'001);
-  for (int threads : {1, 4}) {
-    Error error = failure(places.plan(2, 0), with(400'000, threads));
-    CHECK(error.kind == ErrorKind::kShortRead);
-    CHECK(error.fd == places.file(1).fd());
-    CHECK(error.offset >= 1'000'001 && error.offset < 1'600'000);
-  }
-}
-
-TEST(staged_stops_where_nothing_can_be_read_or_written) {
-  NothingLeft nothing;
-  Model model(one_row(400'000), 2, 11);
-  Places places(model);
-  Place closed{0, 1 << 20, 0};
-  int full = ::open("/dev/full", O_WRONLY);
-  for (int threads : {1, 4}) {
-    Error read = failure(model.plan({places.source(0, 2), closed}, places.result(0)), with(400'000, threads));
-    CHECK(read.kind == ErrorKind::kRead && read.code == EBADF && read.fd == closed.fd);
-    Error write = failure(model.plan({places.source(0, 2), places.source(1, 0)}, {0, full, 0}), with(400'000, threads));
-    CHECK(write.kind == ErrorKind::kWrite && write.code == ENOSPC && write.fd == full);
-  }
-  ::close(full);
-}
-
-TEST(staged_stops_where_the_device_fails) {
-  NothingLeft nothing;
-  fake::most_microseconds.store(200);
-  Model model(one_row(400'000), 2, 12);
-  Places places(model);
-  Plan plan = places.plan(2, 2);
-  for (int call : {1, 2, 5}) {
-    fake::failing_launch.store(call);
-    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kDevice);
-    fake::failing_wait.store(call);
-    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kDevice);
-  }
-  for (int call : {1, 2}) {
-    fake::failing_allocation.store(call);
-    CHECK(failure(plan, with(400'000, 3)).kind == ErrorKind::kMemory);
-  }
-  fake::failing_pinning.store(1);
-  CHECK(failure(plan, with(500'000, 3)).kind == ErrorKind::kMemory);
-  check_run(plan, model, with(400'000, 3), "afterwards");
-}
-
-TEST(staged_refuses_too_little_memory) {
-  Model model(one_row(1000), 2, 13);
-  Places places(model);
-  Plan plan = places.plan(2, 2);
-  CHECK(failure(plan, with(staged_memory(plan) - 1, 1)).kind == ErrorKind::kInvalid);
-  CHECK(failure(plan, with(0, 1)).kind == ErrorKind::kInvalid);
-}
-
-TEST(staged_is_stopped_by_its_tick) {
-  NothingLeft nothing;
-  fake::most_microseconds.store(2000);
-  // Holes read as zeros: many chunks at no cost but time.
-  constexpr std::uint64_t kElements = 64u << 20;
-  File sparse, result;
-  sparse.truncate(4 * kElements);
-  Plan plan;
-  plan.sources = {{0, sparse.fd(), kF32}};
-  plan.weights = {1.0};
-  plan.weights_f32 = {1.0f};
-  append_segment(plan, {kElements, 0, 1, {0, result.fd(), kF32}, 1.0, kAccF64});
-  for (int threads : {1, 4}) {
-    int ticks = 0;
-    Tick stop_at_second = [&](std::uint64_t) { return ++ticks < 2; };
-    StagedOutcome outcome = run_staged(plan, with(1 << 20, threads), stop_at_second);
-    CHECK(!outcome.finished);
-    CHECK(ticks == 2);
-  }
-}
-
-TEST(staged_ends_its_threads_when_the_tick_throws) {
-  NothingLeft nothing;
-  fake::most_microseconds.store(2000);
-  Model model({{4'000'000, kF32, false}}, 1, 14);
-  Places places(model);
-  Tick failing = [](std::uint64_t) -> bool { throw Error(ErrorKind::kIsa, "tick"); };
-  Error error = THROWN(run_staged(places.plan(2, 2), with(64 << 10, 4), failing));
-  CHECK(error.kind == ErrorKind::kIsa);
-}
-
-TEST(staged_of_nothing_needs_no_device) {
-  Plan empty;
-  CHECK(run_staged(empty, with(0, 4), kGoOn).finished);
-  Model model({{0, kF32, false}, {0, kRaw, false}}, 2, 15);
-  Places places(model);
-  check_run(places.plan(2, 0), model, with(staged_memory(places.plan(2, 0)), 4), "nothing");
-}
-
-#if !defined(__SANITIZE_THREAD__)  // which would notice as well, and end the program
-// The tests above would not be worth much if they passed on a device where nobody waits.
-TEST(staged_without_waiting_is_noticed) {
-  NothingLeft nothing;
-  fake::most_microseconds.store(3000);
-  Model model(one_row(300'000), 2, 16);
-  Places places(model);
-  for (std::atomic<bool>* fault : {&fake::streams_do_not_wait, &fake::hosts_do_not_wait}) {
-    bool noticed = false;
-    for (int i = 0; i < 20 && !noticed; ++i) {
-      fault->store(true);
-      run_staged(places.plan(2, 2), with(200'000, 2), kGoOn);
-      fault->store(false);
-      noticed = places.read(2) != model.expected();
-    }
-    CHECK(noticed);
-  }
-}
-#endif
 
 TEST(chunks_hold_every_element_once_in_order_and_fit) {
   std::vector<RowSpec> rows = every_type();
