@@ -19,6 +19,12 @@ def ties(tensors: Sequence[Tensor]) -> dict[int, int]:
     return shared_ties([tensors])
 
 
+def in_storage_of(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> int | None:
+    """The first of ``tensors`` that lies in a storage of ``others``, whether or not they have elements in common."""
+    storages = {tensor.untyped_storage().data_ptr() for tensor in others} - {0}
+    return next((i for i, tensor in enumerate(tensors) if tensor.untyped_storage().data_ptr() in storages), None)
+
+
 def shared_ties(table: Sequence[Sequence[Tensor]]) -> dict[int, int]:
     """index -> earlier index for what is tied in every row of the table, so that one value serves for both."""
     first: dict[tuple[Any, ...], int] = {}

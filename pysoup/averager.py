@@ -131,17 +131,19 @@ class Averager:
         self.count += 1
         self.total += weight
 
-    def check(self, sources: Mapping[str, Source]) -> None:
+    def check(self, sources: Mapping[str, Source], *, running: bool = True) -> None:
         """Raises what adding these models in any order would raise for names, shapes, types, integers.
 
-        A pool is checked so before the first of it is evaluated; no weights are read. Errors name the keys.
+        A pool is checked so before the first of it is evaluated; no weights are read. Errors name the keys. Without
+        ``running`` they are mixed at once, not added one after another: their types may differ then.
         """
         first: Ingredient | None = None
         for label, source in sources.items():
             ingredient = Ingredient.of(source, self._layout, label)
             first = first or ingredient
             for slot, one, other in zip(self._layout.slots, first.dtypes, ingredient.dtypes, strict=True):
-                _check_width(slot, one, other, ingredient.label)
+                if running:
+                    _check_width(slot, one, other, ingredient.label)
             for name, value in ingredient.integers.items():
                 merge_integers(name, [first.integers[name], value], [first.label, ingredient.label], self._integers)
 

@@ -69,7 +69,8 @@ class Layout:
     def of(cls, spec: Any, names: NameFilter = EVERY_NAME) -> Layout:
         """The layout of a module, a state dict or a checkpoint; names that share one memory become one slot.
 
-        What ``names`` does not take is no part of it; of tied names it has to take all or none.
+        What ``names`` does not take is no part of it; of tied names it has to take all or none. Raises
+        :class:`IncompatibleError` where it takes nothing.
         """
         accelerator = None
         if isinstance(spec, Checkpoint):
@@ -89,7 +90,9 @@ class Layout:
         for name, _, _, identity in rows:
             groups.setdefault(identity, []).append(name)
         names.check_ties(groups.values())
-        rows = [row for row in rows if names.takes(row[0])]
+        every, rows = rows, [row for row in rows if names.takes(row[0])]
+        if every and not rows:
+            raise IncompatibleError("include and exclude leave no tensor to average", found=names.text)
         slots, kept, kept_ties = [], {}, {}
         for name, shape, dtype, identity in rows:
             if not (dtype.is_floating_point or dtype.is_complex):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from . import _native, ops
+from .aliasing import in_storage_of
 from .average import open_members
 from .buffers import available_memory
 from .checkpoint import Checkpoint
@@ -47,7 +48,7 @@ class Mixture:
     ``"device"``. The numbers are the same bits in every case, for any number of ``threads``.
 
     The model's tensors must stay where they are while it is in use: :meth:`write` raises where they were replaced.
-    State dicts must not change. A context manager, which holds the files open.
+    State dicts must not change, nor share memory with the model. A context manager, which holds the files open.
     """
 
     def __init__(
@@ -91,12 +92,14 @@ class Mixture:
         ]
         self._targets = Targets(self._layout, accumulators, model, None)
         self._at = self._addresses()
+        self._check_separate()
         self.nbytes = sum(
             slot.elements * i.dtypes[s].itemsize for i in self._ingredients for s, slot in enumerate(self._slots)
         )
         """Bytes that a pass reads, of all ingredients."""
         self.place = self._settle(place)
         """Where the ingredients are kept."""
+        self._is_closed = False
         self._cells: tuple[list[int], SourceColumn, list[list[Tensor]]] | None = None
         self._places: tuple[list[int], ops.Places] | None = None
         with ExitStack() as stack:
@@ -104,6 +107,8 @@ class Mixture:
             check_scratch(sum(i.scratch_bytes for i in self._ingredients))
             stack.enter_context(open_members(self._members))
             self._parts = self._prepare(accumulators)
+            for part in self._parts:
+                part.check_budget(self._budget)
             self._there = self._on_device()
             self._files = stack.pop_all()
 
@@ -128,6 +133,7 @@ class Mixture:
     def close(self) -> None:
         """Closes the files and lets go of what was loaded. The model keeps what it has."""
         self._files.close()
+        self._is_closed = True
         self._parts, self._ingredients, self._there, self._cells, self._places = [], [], [], None, None
 
     def __enter__(self) -> Mixture:
@@ -174,6 +180,7 @@ class Mixture:
         Returns the names of tensors with NaN or infinities. Raises :class:`WeightsError`, :class:`CheckpointError` for
         files that cannot be read or have changed: the model may then hold part of the mix.
         """
+        self._check_open()
         table = self._table(weights)
         if self._addresses() != self._at:
             raise SoupError("the model's tensors were replaced", expected="those that it had when the mixture was made")
@@ -210,6 +217,7 @@ class Mixture:
         One pass over the ingredients. The order of summation is fixed (``csrc/kernels.h``, then tensors in order). For
         ingredients that are not on the model's device, the gradients are copied to the host.
         """
+        self._check_open()
         given = self._checked(gradients)
         slots = list(given)
         out = torch.zeros(self.granules, self.count, dtype=torch.float64)
@@ -219,6 +227,22 @@ class Mixture:
         for column, slot in zip(products.unbind(1), slots, strict=True):
             out[self._granule_of[slot]] += column
         return out
+
+    def gram(self) -> Tensor:
+        """``out[s, i, j] = <x_i[s], x_j[s]>`` of each tensor, in the order of :attr:`names`: f64 ``[S, K, K]``, CPU.
+
+        One pass over the ingredients, with the bits of :func:`pysoup.gram.gram` wherever they are; those on a device
+        are copied to the host. Raises as :meth:`dots` does.
+        """
+        self._check_open()
+        slots = list(range(len(self._slots)))
+        pairs = self.count * (self.count + 1) // 2
+        if not slots:
+            return torch.empty(0, self.count, self.count, dtype=torch.float64)
+        found = self._run_dots(self._ingredients, slots, None)
+        if self._there:
+            self._cells = None  # nothing of what is on the device stays on the host
+        return ops.matrices_of(found.view(pairs, len(slots)), self.count)
 
     def _products(self, slots: list[int], gradients: list[Tensor]) -> Tensor:
         """f64 ``[K, slots]`` on the CPU. Of ingredients that are all on the device they are taken there."""
@@ -237,8 +261,12 @@ class Mixture:
         return result
 
     def _streamed(self, ingredients: Sequence[Ingredient], slots: list[int], gradients: list[Tensor]) -> Tensor:
-        """The same of ingredients in files and host memory; their places are kept for the next time."""
-        if self._cells is None or self._cells[0] != slots:
+        """The same of ingredients in files and host memory."""
+        return self._run_dots(ingredients, slots, gradients).view(len(ingredients), len(slots))
+
+    def _run_dots(self, ingredients: Sequence[Ingredient], slots: list[int], gradients: list[Tensor] | None) -> Tensor:
+        """Products with the gradients, or (None) of all pairs; the places are kept for the next time."""
+        if self._cells is None or self._cells[0] != slots or len(self._cells[2]) != len(ingredients):
             columns, kept = [], []
             for ingredient in ingredients:
                 column, tensors = host_column(ingredient, slots)
@@ -248,20 +276,20 @@ class Mixture:
         cells = self._cells[1]
         plan = _native.plan_streamed_dots(
             n=array("Q", (self._slots[s].elements for s in slots)),
-            gradient_at=array("Q", ops.addresses(gradients)),
-            gradient_dtype=bytes(ops.dtype_of(g).native for g in gradients),
+            gradient_at=array("Q", ops.addresses(gradients or [])),
+            gradient_dtype=bytes(ops.dtype_of(g).native for g in gradients or []),
             count=len(ingredients),
             src_at=cells.at,
             src_fd=cells.fd,
             src_dtype=cells.dtype,
-            pairs=False,
+            pairs=gradients is None,
         )
         try:
             found = run_streamed_dots(plan, self._budget, self._threads, len(ingredients), again=True)
             self._check_unchanged()
         except _native.load().NativeError as error:
             raise read_error(error, self._members) or SoupError(str(error.args[0])) from None
-        return torch.frombuffer(found, dtype=torch.float64).view(len(ingredients), len(slots))
+        return torch.frombuffer(found, dtype=torch.float64)
 
     def _checked(self, gradients: Sequence[Tensor | None]) -> dict[int, Tensor]:
         """Each slot's gradient in C order, as reals; those that are None left out."""
@@ -303,6 +331,19 @@ class Mixture:
 
     def _addresses(self) -> list[int]:
         return ops.addresses([*self._model.parameters(), *self._model.buffers()])
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise SoupError("the mixture is closed")
+
+    def _check_separate(self) -> None:
+        """Refuses ingredients that a write would change."""
+        live = [self._targets.tensor(name) for name in self._layout.names]
+        for ingredient in self._ingredients:
+            shared = in_storage_of(ingredient.given, live)
+            if shared is not None:
+                what = "shares memory with the model, which is written in place; give a copy"
+                raise IncompatibleError(what, file=ingredient.label, tensor=self.names[shared])
 
     def _check_unchanged(self) -> None:
         for member in self._members:

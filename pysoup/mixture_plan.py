@@ -38,6 +38,12 @@ class MixedPart:
         self._n, self._fd = columns.n, cells.fd
         self._staged = any(place != MEMORY for place in cells.fd)
 
+    def check_budget(self, budget: int) -> None:
+        """Raises :class:`SoupError` where ``budget`` bytes of buffers are too few for all ingredients."""
+        if self._accelerator is None or self._staged:
+            part = Part(self._accelerator, self.slots, self._columns.plan_of(self._cells), self._kept)
+            check_budget(budget, part.least_memory)
+
     def run(self, weights: Tensor, budget: int, threads: int) -> list[int]:
         """Writes the mix with weights f64 ``[S, K]``; rows of zeros are left as they are.
 
@@ -48,7 +54,6 @@ class MixedPart:
         if self._accelerator is not None and not self._staged:
             return ops.rows_of(ops.run_plan(plan, self._accelerator, threads=threads, memory=0, staged=False))
         part = Part(self._accelerator, self.slots, plan, self._kept)
-        check_budget(budget, part.least_memory)
         return part.run(budget, threads, len(self._kept), None, again=True)[1] or []
 
     def _weigh(self, weights: Tensor) -> None:

@@ -18,6 +18,7 @@ from .checkpoint.find import open_found
 from .errors import SoupError
 from .gram import Gram, Matrix, gram
 from .names import NameFilter, Patterns, Rest
+from .weights import Weights
 
 _UNMOVED = 1e-12
 """Of the squared norms: a squared distance below this is the rounding of its inner products."""
@@ -119,23 +120,29 @@ def stock_checkpoints(
     if names:
         names.check(name for c in aligned for name in (*c, *c.aliases))
         aligned = [checkpoint.only(names.takes) for checkpoint in aligned]
+
+    def averaged(weights: Weights, **how: Any) -> AverageReport:
+        return average_checkpoints(
+            opened,
+            output,
+            weights,
+            normalize=False,
+            include=names.include,
+            exclude=names.exclude,
+            rest=rest,
+            dtype=dtype,
+            integers=integers,
+            memory=memory,
+            threads=threads,
+            overwrite=overwrite,
+            **how,
+        )
+
+    averaged([1.0] * len(opened), dry_run=True)  # what is wrong with the output shows before anything is read
     products = products_of(aligned, memory=memory, threads=threads, progress=progress)
     cosines, ratios = stock_ratios(products.tensors)
-    report = average_checkpoints(
-        opened,
-        output,
-        {name: stock_row(ratio, len(opened) - 1) for name, ratio in ratios.items()},
-        normalize=False,
-        include=names.include,
-        exclude=names.exclude,
-        rest=rest,
-        dtype=dtype,
-        integers=integers,
-        memory=memory,
-        threads=threads,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    rows = {name: stock_row(ratio, len(opened) - 1) for name, ratio in ratios.items()}
+    report = averaged(rows, progress=progress)
     return StockReport(str(opened[0].path), ratios, cosines, report, [*notes, *report.notes])
 
 

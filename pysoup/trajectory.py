@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,20 +121,25 @@ def _ema(count: int, decay: float, classic: bool) -> tuple[float, ...]:
 
 
 def _places(option: str, given: Whole, count: int) -> list[int]:
-    values = [given] if isinstance(given, int) else list(given)
+    values = _listed(given)
     for value in values:
-        if type(value) is not int or not 1 <= value <= count:
-            raise SoupError(f"{option} is out of range", found=value, expected=f"a whole number from 1 to {count}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= int(value) <= count:
+            expected = f"a whole number from 1 to {count}"
+            raise SoupError(f"{option} is out of range", found=repr(value), expected=expected)
     if not values:
         raise SoupError(f"{option}: no value given")
-    return list(dict.fromkeys(values))
+    return list(dict.fromkeys(map(int, values)))
 
 
 def _decays(given: Real) -> list[float]:
-    values = [given] if isinstance(given, (int, float)) else list(given)
+    values = _listed(given)
     for value in values:
-        if not 0 < value < 1:
-            raise SoupError("the decay is out of range", found=value, expected="a number between 0 and 1")
+        if not isinstance(value, numbers.Real) or not 0 < float(value) < 1:
+            raise SoupError("the decay is out of range", found=repr(value), expected="a number between 0 and 1")
     if not values:
         raise SoupError("decay: no value given")
     return [float(value) for value in dict.fromkeys(values)]
+
+
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]

@@ -11,6 +11,7 @@ import pytest
 from function_task import Blobs, accuracy, average, logits_of, pool
 from torch import Tensor
 
+from pysoup.analysis import figures_functions
 from pysoup.analysis.grids import Grid, find_grids, grid_ends
 from pysoup.analysis.orders import MEAN_SHIFT
 from pysoup.analysis.sets import Sets
@@ -97,6 +98,14 @@ def test_a_loss_wins_where_it_is_lower(folder: Path) -> None:
 def test_no_grid_is_an_error(models: list[dict[str, Tensor]]) -> None:
     with pytest.raises(SoupError, match="no 3 of the checkpoints differ in one hyperparameter alone"):
         grid_ends(Sets(Blobs()), models)
+
+
+def test_the_diagonal_of_the_figure_is_in_view(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures_functions, "save_figure", lambda figure, path: drawn.append(figure))
+    figures_functions.grids_figure(grid_ends(Sets(Blobs()), folder), "g.svg")
+    (figure,) = drawn
+    assert all(axes.get_xlim() == axes.get_ylim() for axes in figure.axes)
 
 
 def test_the_command_prints_writes_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree as ET
 
 import function_task
 import pytest
+import torch
 from function_task import pool
 
 from pysoup.checkpoint import save_state_dict
@@ -127,3 +128,35 @@ def test_an_output_that_exists_is_kept(files: list[str], tmp_path: Path, capsys:
     assert main(["analyze", "count", *files, "--task", TASK, "-o", str(output)]) == 1
     assert output.read_text() == "mine"
     assert "the output exists" in capsys.readouterr().err
+
+
+def test_nothing_but_the_own_run_is_deleted(files: list[str], tmp_path: Path) -> None:
+    foreign = tmp_path / "count.run" / "arrays" / "thesis.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("mine")
+    args = ["analyze", "count", *files, "--task", TASK, "--orders", "1", "-o", str(tmp_path / "count.json")]
+    assert main(args) == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "count.json", foreign]
+
+
+@pytest.mark.parametrize("command", ["count", "approximation"])
+def test_a_model_with_nan_is_named(
+    command: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = pool(1)[0]
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    state[name] = torch.full_like(state[name], float("nan"))
+    save_state_dict(state, tmp_path / "nan.safetensors")
+    main(["analyze", command, files[0], str(tmp_path / "nan.safetensors"), "--task", TASK])
+    assert f"nan.safetensors: NaN or infinity in tensor {name!r}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--figure", "--reliability"])
+def test_a_figure_that_exists_is_kept_unless_forced(option: str, files: list[str], tmp_path: Path) -> None:
+    drawing = tmp_path / "ece.svg"
+    drawing.write_text("mine")
+    args = ["analyze", "calibration", *files, "--task", TASK, "--orders", "1", option, str(drawing)]
+    assert main(args) == 1
+    assert drawing.read_text() == "mine"
+    assert main([*args, "--force"]) == 0
+    assert drawing.read_text() != "mine"

@@ -232,6 +232,7 @@ def test_what_does_not_fit_the_model_is_found_before_anything_is_scored(
     with pytest.raises(SoupError, match=r"small\.safetensors"):
         evaluate_checkpoints([*checkpoints, "small.safetensors"], task, "run")
     assert passes == []
+    assert not os.path.exists("run")
 
 
 def test_an_ensemble_without_its_ingredients_is_refused(task: str, checkpoints: list[str]) -> None:

@@ -15,6 +15,7 @@ from pysoup.checkpoint.find import find_checkpoints
 from pysoup.checkpoint.scores import select_top
 from pysoup.evaluate import HeldOut, Metric
 from pysoup.finetune import Hyperparameters, Sweep, fine_tune
+from pysoup.finetune.layout import Outputs, snapshots
 from pysoup.record import read_record
 
 EXTRA = {"ema": [0.5, 0.9999999], "checkpoints": [0.5]}
@@ -140,3 +141,13 @@ def test_labels_that_are_probabilities_of_classes_train_without_margins(tmp_path
     assert record is not None
     assert 0 <= record.score <= 1
     assert not list(tmp_path.glob("*.npy"))
+
+
+def test_checkpoints_on_the_way_are_found_in_the_order_of_the_training(tmp_path: Path) -> None:
+    shares = (0.5, 0.25, 0.125, 0.75)
+    *earlier, _ = snapshots(tmp_path, 0, POINTS[0], Outputs(checkpoints=shares))
+    for snapshot in earlier:
+        snapshot.path.parent.mkdir(exist_ok=True)
+        snapshot.path.touch()
+    assert [snapshot.share for snapshot in earlier] == sorted(shares)
+    assert find_checkpoints(f"{tmp_path}/earlier/model_00*") == [snapshot.path for snapshot in earlier]

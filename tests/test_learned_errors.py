@@ -40,7 +40,7 @@ def nan_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
             "the loss or its gradient is not finite at step 2: lower the learning rate",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_what_cannot_be_is_one_line(options: dict[str, Any], message: str) -> None:
     model, states, x, y = made()

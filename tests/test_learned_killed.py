@@ -119,7 +119,7 @@ def interrupted(folder: Path, run: Path, after: int, **options: Any) -> None:
         ({"temperature": False}, "option temperature was True, it is False now"),
         ({"loss": torch.nn.functional.multi_margin_loss}, "option loss was 'cross entropy'"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_another_run_is_refused(pool: Path, tmp_path: Path, options: dict[str, Any], difference: str) -> None:
     with pytest.raises(KeyboardInterrupt):

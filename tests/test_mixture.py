@@ -14,7 +14,16 @@ from safetensors.torch import save_file
 from test_dots import by_the_contract
 from torch import Tensor, nn
 
-from pysoup import CheckpointError, IncompatibleError, SoupError, WeightsError, _native, load_soup_, open_checkpoint
+from pysoup import (
+    CheckpointError,
+    IncompatibleError,
+    SoupError,
+    WeightsError,
+    _native,
+    load_soup_,
+    open_checkpoint,
+    ops,
+)
 from pysoup.mixture import Mixture
 
 PLACES = ("files", "memory", "device")
@@ -332,6 +341,38 @@ def test_a_model_whose_tensors_were_replaced_is_refused() -> None:
             mixture.write([1.0])
 
 
+def test_a_closed_mixture_is_refused(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    with Mixture(model, [("a", nn.Linear(2, 2).state_dict())]) as mixture:
+        pass
+    for use in (lambda: mixture.write([1.0]), lambda: mixture.dots([None, None]), mixture.gram):
+        with pytest.raises(SoupError, match="the mixture is closed"):
+            use()
+
+
+def test_ingredients_that_a_write_would_change_are_refused() -> None:
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2).state_dict()
+    own = {"weight": model.weight.detach().t(), "bias": other["bias"]}
+    for place in PLACES:
+        with pytest.raises(IncompatibleError, match="mine: tensor 'weight': shares memory with the model"):
+            Mixture(model, [("other", other), ("mine", own)], place=place)
+
+
+def test_all_pairs_have_the_bits_of_files_for_any_place_memory_and_threads(tmp_path: Path) -> None:
+    given = states(3)
+    sources = saved(tmp_path, given)
+    runs: list[dict[str, Any]] = [{"place": place} for place in PLACES]
+    runs += [{"memory": memory, "threads": threads} for memory in ("200KiB", "1MiB") for threads in (1, 3)]
+    # Tied tensors under one name here, both there.
+    runs += [{"sources": list(zip("abc", given, strict=True))}, {"sources": [*sources[:2], ("c", given[2])]}]
+    for options in runs:
+        with Mixture(Net(), **{"sources": sources, "integers": "first", **options}) as mixture:
+            names, found = mixture.names, mixture.gram()
+        assert same_bits(found, ops.gram([[state[name] for name in names] for state in given])), options
+    rows = torch.stack([given[k]["large.weight"].double().flatten() for k in range(3)])
+    torch.testing.assert_close(found[names.index("large.weight")], rows @ rows.T, rtol=1e-12, atol=1e-9)
+
+
 def test_ingredients_must_fit_the_model(tmp_path: Path) -> None:
     given = states(2)
     given[1]["large.weight"] = given[1]["large.weight"][:, :3].clone()
@@ -377,9 +418,11 @@ def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_refused(tmp_path: Path) -> None:
     given = states(3)
-    with Mixture(Net(), saved(tmp_path, given), integers="first", memory=900) as mixture:
-        with pytest.raises(SoupError, match="memory is too small"):
-            mixture.write([1.0, 1.0, 1.0])
+    sources = saved(tmp_path, given)
+    with pytest.raises(SoupError, match="memory is too small"):
+        Mixture(Net(), sources, integers="first", memory=900)
+    with Mixture(Net(), sources, integers="first", memory=5000) as mixture:
+        mixture.write([1.0, 1.0, 1.0])
         with pytest.raises(SoupError, match="memory is too small"):
             mixture.dots(gradients(mixture.names, given[0]))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pysoup import IncompatibleError, SoupError, average_checkpoints, model_stock
 from pysoup.cli import main
-from pysoup.errors import WeightsError
+from pysoup.errors import OutputError, WeightsError
 from pysoup.stock import stock_checkpoints, stock_ratio
 
 X, Y = images()
@@ -150,6 +150,23 @@ def test_tied_tensors_stay_tied_and_have_one_ratio() -> None:
     assert set(soup.ratios) == {"embed.weight", "mix.weight", "mix.bias"}
 
 
+def test_tied_tensors_may_be_stored_under_either_name_or_both(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start, *models = pool(TiedLanguageModel(), 4, spread=0.1)
+    wanted = model_stock(start, models, TiedLanguageModel())
+    paths = []
+    for number, state in enumerate((start, *models)):
+        left_out = ("head.weight", "embed.weight", None)[number % 3]
+        paths.append(tmp_path / f"{number}.{'safetensors' if left_out else 'pt'}")
+        kept = {name: tensor for name, tensor in state.items() if name != left_out}
+        torch.save(kept, paths[-1]) if left_out is None else save_file(kept, paths[-1])
+    for pool_of in (paths[1:], [paths[1], models[1], *paths[3:]]):
+        soup = model_stock(paths[0], pool_of, TiedLanguageModel())
+        assert soup.ratios == wanted.ratios
+        assert same_bits(soup.state_dict(), wanted.state_dict())
+    assert any(0 < t < 1 for t in wanted.ratios.values())
+
+
 def test_left_out_heads_may_differ(tmp_path: Path) -> None:
     start, models = fine_tuned(2)
     for number, state in enumerate((start, *models)):
@@ -186,6 +203,19 @@ def test_what_has_no_angle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IncompatibleError):
         stock_checkpoints(first, paths, out)
     assert not out.exists()
+
+
+def test_an_output_that_cannot_be_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, paths = save(tmp_path, *fine_tuned(2))
+    monkeypatch.setattr("pysoup.stock.products_of", lambda *_, **__: pytest.fail("inner products were taken"))
+    (tmp_path / "out.safetensors").write_bytes(b"old")
+    with pytest.raises(OutputError, match="already exists"):
+        stock_checkpoints(first, paths, tmp_path / "out.safetensors")
+    with pytest.raises(OutputError, match="output is an input"):
+        stock_checkpoints(first, paths, paths[0], overwrite=True)
+    assert (tmp_path / "out.safetensors").read_bytes() == b"old"
 
 
 def test_weights_may_differ_by_tensor(tmp_path: Path) -> None:

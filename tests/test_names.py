@@ -241,6 +241,8 @@ def test_a_model_keeps_its_own_head_whatever_the_files_have(tmp_path: Path) -> N
         averager.add(state)
     assert set(averager.result()) == {"backbone.weight", "backbone.bias"}
     assert torch.equal(averager.result(out=model)["head.weight"], own)
+    with pytest.raises(IncompatibleError, match="leave no tensor to average: found include 'no such name'"):
+        Averager(model, include="no such name")
     with pytest.raises(IncompatibleError, match="has in addition 'seen'"):
         load_soup_(model, paths, exclude=r"^head\.")
 

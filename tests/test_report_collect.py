@@ -106,6 +106,18 @@ def test_records_of_a_sweep_are_models_without_test_scores(tmp_path: Path) -> No
     assert any("pysoup evaluate" in line for line in content.missing)
 
 
+def test_records_are_the_models_that_recipes_name(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    record = {"record": 1, "score": 0.5, "metric": "accuracy", "direction": "max", "hyperparameters": {"lr": 1}}
+    (tmp_path / "sweep" / "model_0.5.json").write_text(json.dumps(record | {"weights": "hash", "seconds": 2}))
+    ingredient = str(tmp_path / "sweep" / "model_0.5.safetensors")
+    write_recipe(tmp_path / "greedy", "greedy", [ingredient])
+    content = collect([tmp_path / "sweep", tmp_path / "greedy"])
+    model = content.model_of(ingredient)
+    assert model is not None
+    assert (model.label, model.hyperparameters) == ("model_0.5", {"lr": 1})
+
+
 def test_a_record_and_an_evaluation_of_one_file_are_one_model(tmp_path: Path) -> None:
     write_evaluations(tmp_path / "r", [evaluation("sweep/model_00.safetensors", 0.5, 0.25)])
     record = {"record": 1, "score": 0.5, "metric": "accuracy", "direction": "max", "hyperparameters": {"lr": 1}}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from linear_task import write_checkpoints, write_task
+from report_runs import write_recipe
 
 from pysoup.cli import main
 from pysoup.report.collect import collect
@@ -46,6 +47,16 @@ def test_a_recipes_command_makes_it_again(name: str, tmp_path: Path, monkeypatch
     assert main([*words[:-1], "second"]) == 0
     first, second = (json.loads(Path(run, "trace.json").read_text()) for run in ("first", "second"))
     assert facts(first) == facts(second)
+
+
+def test_the_metric_is_named_where_it_is_not_what_a_task_has_by_default(tmp_path: Path) -> None:
+    words = {}
+    for metric in ("accuracy", "nll", "top5", "kappa"):
+        write_recipe(tmp_path / metric, "greedy", ["a"], metric=metric)
+        (made,) = collect([tmp_path / metric]).made
+        words[metric] = shlex.split(command_of(made))
+    assert [metric for metric in words if "--metric" in words[metric]] == ["nll", "top5"]
+    assert words["nll"][words["nll"].index("--metric") + 1] == "nll"
 
 
 def test_other_recipes_are_the_weighted_average_that_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,14 @@ def test_unknown_formats_are_refused(run: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize("name", ["trace.json", "results.json", "evaluations.json"])
+def test_a_report_never_replaces_what_reports_are_made_of(name: str, run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*.json")}
+    with pytest.raises(OutputError, match="another name"):
+        write_report(run, run / name)
+    assert {path: path.read_bytes() for path in run.rglob("*.json")} == before
+
+
 def test_a_report_is_written_whole_or_not_at_all(run: Path, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("old")
     with pytest.raises(OutputError, match="exists"):

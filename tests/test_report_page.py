@@ -245,6 +245,46 @@ def test_figures_of_analyses_are_pictures_that_can_do_nothing(tmp_path: Path) ->
     assert cells == [["best", "0.5"], ["name", "<b>"]]
 
 
+def test_numbers_of_analyses_below_the_first_level_and_pngs_are_shown(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "run", "uniform", ["a"])
+    angles = {"analysis": "angles", "pysoup": "0.1.0", "correlations": {"all": {"rho": 0.25, "p_value": None}}}
+    tests = {"accuracy_test": {"difference": 0.125, "p_value": 0.0625}, "nll_test": None}
+    pair = {"first": 0, "second": 1, "sets": {"test": tests}}
+    compare = {"analysis": "compare", "models": ["a", "b"], "comparisons": [pair, {"first": 7, "sets": {}}, None]}
+    for content in (angles, compare):
+        (tmp_path / "run" / f"{content['analysis']}.json").write_text(json.dumps(content))
+    (tmp_path / "run" / "angles.png").write_bytes(b"\x89PNG\r\n\xff")
+    (tmp_path / "run" / "count.json").write_text(json.dumps({"analysis": "count"}))
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    page = read_page((tmp_path / "report.html").read_text())
+    (section,) = page.having(id="analyses")
+    cells = [[cell.text for cell in row.all("th", "td")] for body in section.all("tbody") for row in body.all("tr")]
+    assert cells == [
+        ["correlations: all: rho", "0.25"],
+        ["a against b, test: accuracy: difference", "0.125"],
+        ["a against b, test: accuracy: p value", "0.0625"],
+    ]
+    (image,) = page.all("img")
+    kind, _, data = image.attributes["src"].partition(",")
+    assert (kind, base64.b64decode(data)) == ("data:image/png;base64", b"\x89PNG\r\n\xff")
+    (missing,) = page.having(id="missing")
+    assert "--figure count.svg" in missing.text
+    assert "compare.json" not in missing.text
+
+
+def test_learned_soups_of_different_granules_have_marks_of_their_own(tmp_path: Path) -> None:
+    for granularity in ("model", "layer"):
+        options = {"granularity": granularity}
+        write_recipe(tmp_path / "run" / granularity, "learned", ["a", "b"], options=options)
+    write_report(tmp_path / "run", tmp_path / "report.html")
+    page = read_page((tmp_path / "report.html").read_text())
+    (section,) = page.having(id="figure")
+    (legend,) = section.having(class_="legend")
+    shapes = {item.text: item.all("path")[0].attributes["d"] for item in legend.all("li")}
+    assert set(shapes) == {"Learned soup", "Learned soup (by layer)"}
+    assert len(set(shapes.values())) == 2
+
+
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     text = made(tmp_path, HOSTILE)
     page = read_page(text)

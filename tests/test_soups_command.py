@@ -184,6 +184,18 @@ def test_a_run_that_was_stopped_goes_on_and_leaves_no_journal(kitchen: list[str]
     assert sorted(path.name for path in Path("run").iterdir()) == ["results.json", "soup.safetensors", "trace.json"]
 
 
+def test_a_folder_that_happens_to_have_the_journals_name_is_nobodys_but_its_owners(kitchen: list[str]) -> None:
+    Path("run/journal").mkdir(parents=True)
+    Path("run/journal/thesis.txt").write_text("mine")
+    Path("run/soup.safetensors").write_bytes(b"mine too")
+    with pytest.raises(OutputError, match="results of an earlier run"):
+        run_greedy("recipe_task.py:Small", kitchen, "run")
+    assert Path("run/soup.safetensors").read_bytes() == b"mine too"
+    Path("run/soup.safetensors").unlink()
+    run_greedy("recipe_task.py:Small", kitchen, "run")
+    assert [path.name for path in Path("run/journal").iterdir()] == ["thesis.txt"]
+
+
 def test_data_without_a_fingerprint_is_scored_and_cannot_be_resumed(kitchen: list[str]) -> None:
     Path("recipe_task.py").write_text(
         TASK.replace('return {"same": self.heldout(), "other": [{"x": x, "y": y}]}', "return {}")

@@ -131,6 +131,8 @@ def test_several_held_out_sets_choose_by_their_mean_and_test_sets_choose_nothing
         assert point.loss == pytest.approx(losses / 2, rel=1e-5)
     assert found.score == max(point.score for point in found.points)
     assert found.passes["used"] == 2 * len(ALPHAS)
+    with pytest.raises(SoupError, match="needs another name: found 'heldout'"):
+        interpolate(*ends(), mlp(), (X, Y), also={"heldout": other})
     perverse = {"t": [(X[:1], torch.tensor([0]))]}
     assert (
         interpolate(*ends(), mlp(), (X, Y), alphas=ALPHAS, tests=perverse).alpha
@@ -259,3 +261,37 @@ def test_the_command_writes_the_soup_the_points_and_the_figure(
     assert main(["interpolate", str(tmp_path), paths[0], "--task", task, "-o", str(tmp_path / "b")]) == 1
     assert "THETA0 is to be one checkpoint" in capsys.readouterr().err
     assert main([*asked[:5], "-o", str(tmp_path / "b"), "--alphas", "0,x"]) == 2
+
+
+def test_the_command_takes_test_sets_that_a_later_run_would_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, paths = write_task(tmp_path), write_checkpoints(tmp_path)
+    odd = """
+    def tests(self):
+        return {"odd": [(x, y, object()) for x, y in self._data(2)]}
+
+    def forward(self, model, batch):
+        return model(batch[0]), batch[1]
+"""
+    (tmp_path / "task.py").write_text((tmp_path / "task.py").read_text() + odd)
+    run = tmp_path / "run"
+    assert main(["interpolate", *paths[1:3], "--task", task, "-o", str(run)]) == 0, capsys.readouterr().err
+    assert "had it been killed, this run could not have gone on" in capsys.readouterr().out
+    assert set(json.loads((run / "results.json").read_text())["tests"]) == {"odd"}
+
+
+def test_ends_of_other_types_than_each_other_are_mixed_into_a_narrow_model() -> None:
+    torch.manual_seed(0)
+    model = mlp().bfloat16()
+    start = {name: torch.randn(tensor.shape) for name, tensor in model.state_dict().items()}
+    tuned = {name: (tensor + 0.25).bfloat16() for name, tensor in start.items()}
+
+    def forward(live: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        return live(batch[0].bfloat16()).float(), batch[1]
+
+    x, y = images()
+    interpolate(start, tuned, model, HeldOut((x, y), forward), alphas=[0.25])
+    for name, tensor in model.state_dict().items():
+        expected = 0.75 * start[name].double() + 0.25 * tuned[name].double()
+        assert torch.equal(tensor, expected.bfloat16()), name

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from soup_models import conv_batchnorm, images, mlp, never, plain_mean, same_bit
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from pysoup import HeldOut, SoupError, trajectory_soup, trajectory_weights
+from pysoup import HeldOut, Metric, SoupError, trajectory_soup, trajectory_weights
 from pysoup.cli import main
+from pysoup.evaluate import evaluate
 from pysoup.trajectory import windows
 
 X, Y = images()
@@ -106,6 +108,10 @@ def test_swa_and_lawa_are_plain_means_of_a_window() -> None:
         ("lawa", {"last": 3, "end": 2}, "no window of this size ends there: found last 3, end 2"),
         ("swa", {"last": 0}, "last is out of range"),
         ("swa", {"last": True}, "last is out of range"),
+        ("swa", {"last": 2.0}, "last is out of range: found 2.0"),
+        ("swa", {"last": "2"}, "last is out of range: found '2'"),
+        ("ema", {"decay": "0.5"}, "the decay is out of range: found '0.5'"),
+        ("ema", {"decay": [0.5, None]}, "the decay is out of range: found None"),
         ("swa", {"end": 2}, "end does nothing for swa"),
         ("swa", {"decay": 0.5}, "decay does nothing for swa"),
         ("lawa", {"last": 1, "classic": True}, "classic does nothing for lawa"),
@@ -171,6 +177,44 @@ def test_batchnorm_is_estimated_anew_and_saved(tmp_path: Path) -> None:
         assert soup.score == (reference.eval()(X).argmax(1) == Y).double().mean().item()
 
 
+def test_the_soup_that_is_chosen_has_the_statistics_that_it_was_scored_with() -> None:
+    class Shuffled:
+        def __init__(self) -> None:
+            self.generator = torch.Generator().manual_seed(0)
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            for part in torch.randperm(len(X), generator=self.generator).split(20):
+                yield 9 * X[part], Y[part]
+
+    seen = []
+
+    def nll(logits: Tensor, labels: Tensor) -> float:
+        seen.append(model.state_dict()["2.running_var"].clone())
+        return nn.functional.cross_entropy(logits.double(), labels).item()
+
+    states, model = run_of(conv_batchnorm(), 4), conv_batchnorm()
+    for last in ([1, 2, 3, 4], [4, 3, 2, 1]):
+        seen.clear()
+        metric = Metric(nll, direction="min")
+        soup = trajectory_soup(states, model, (X, Y), metric, kind="swa", last=last, training=Shuffled())
+        scored = seen[[window for window, _ in soup.tried].index(soup.window)]
+        assert torch.equal(model.state_dict()["2.running_var"], scored)
+        assert torch.equal(soup.state_dict()["2.running_var"], scored)
+        assert len({tuple(row.tolist()) for row in seen}) == 4
+        assert evaluate(model, (X, Y), metric) == soup.score == min(point.score for _, point in soup.tried)
+
+
+def test_training_data_is_applied_as_held_out_data_is() -> None:
+    def forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        return model(batch["given"]["x"]), batch["y"]
+
+    states, models = run_of(conv_batchnorm(), 3), (conv_batchnorm(), conv_batchnorm())
+    held = HeldOut([{"given": {"x": X}, "y": Y}], forward)
+    trajectory_soup(states, models[0], held, training=[{"given": {"x": 3 * X}, "y": Y}])
+    trajectory_soup(states, models[1], (X, Y), training=[(3 * X, Y)])
+    assert same_bits(dict(models[0].state_dict()), dict(models[1].state_dict()))
+
+
 def test_patterns_and_misfits_are_as_in_other_recipes() -> None:
     states = run_of(mlp(), 3)
     model = mlp()
@@ -199,6 +243,16 @@ def test_files_become_the_same_average_without_torch(tmp_path: Path) -> None:
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
         assert same_bits(load_file(out), wanted.state_dict())
+
+
+def test_the_command_says_in_which_order_it_took_what_it_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = saved(tmp_path, run_of(conv_batchnorm(), 3))
+    assert main(["trajectory", str(tmp_path / "step-*"), "-o", str(tmp_path / "a.safetensors")]) == 0
+    assert f"note: in this order: {', '.join(map(str, paths))}" in capsys.readouterr().out
+    assert main(["trajectory", *map(str, paths), "-o", str(tmp_path / "b.safetensors")]) == 0
+    assert "in this order" not in capsys.readouterr().out
 
 
 def test_the_command_chooses_with_a_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

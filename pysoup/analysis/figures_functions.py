@@ -238,6 +238,12 @@ def grids_figure(found: Grids, path: str | os.PathLike[str]) -> None:
     varied = list(dict.fromkeys(grid.varied for grid in found.grids))
     percent = 100 if found.metric == "accuracy" or found.metric.startswith("top") else 1
     for each, name in zip(axes, names, strict=True):
+        values = [percent * value for g in found.grids for value in (g.best(name, found.direction), g.average[name])]
+        values = [value for value in values if math.isfinite(value)] or [0.0]
+        room = 0.05 * (max(values) - min(values)) or 1.0
+        # One range for both axes: what wins is above the diagonal, which is always there.
+        ends = (min(values) - room, max(values) + room)
+        each.set(xlim=ends, ylim=ends)
         for number, kind in enumerate(varied):
             some = [grid for grid in found.grids if grid.varied == kind]
             best = [percent * grid.best(name, found.direction) for grid in some]

@@ -14,7 +14,16 @@ from ..errors import SoupError
 from ..fingerprint import fingerprint_data, fingerprint_file
 from ..mixture import Mixture
 from ..progress import StepProgress
-from ..soups.candidates import Candidate, Checkpoints, check_pool, check_separate, is_file, naming, open_candidates
+from ..soups.candidates import (
+    Candidate,
+    Checkpoints,
+    check_pool,
+    check_separate,
+    is_file,
+    naming,
+    nonfinite_note,
+    open_candidates,
+)
 from .score_file import ScoreFile
 from .sets import Scores, Sets
 
@@ -45,7 +54,7 @@ class ScoredMixtures:
         self.sets = sets
         self.candidates, self.notes = open_candidates(checkpoints, sets.model, entry)
         check_separate(self.candidates, sets.model)
-        check_pool(Averager(sets.model, integers=integers), self.candidates)
+        check_pool(Averager(sets.model, integers=integers), self.candidates, running=False)
         self.known = ScoreFile(scores, {} if scores is None else sets.fingerprints)
         self._keys = [str(i) if scores is None else _content(c) for i, c in enumerate(self.candidates)]
         sources = [(candidate.name, candidate.source) for candidate in self.candidates]
@@ -89,7 +98,11 @@ class ScoredMixtures:
         """The model becomes the sum of these checkpoints by position, each times its weight; weights as they are."""
         row = [weights.get(index, 0.0) for index in range(len(self.candidates))]
         with naming("mixing", "the model may hold part of it", file=True):
-            self._mixture.write(row)
+            broken = self._mixture.write(row)
+        alone = [name for name, weight in zip(self.names, row, strict=True) if weight]
+        note = f"{alone[0]}: {nonfinite_note(broken)}" if broken and len(alone) == 1 else ""
+        if note and note not in self.notes:
+            self.notes.append(note)
 
     def score(self, weights: Mapping[int, float], names: Iterable[str] | None = None) -> Scores:
         """What that model scores on the sets of these names (default: all): as known, or measured now."""

@@ -13,7 +13,16 @@ from ..evaluate import Metric, MetricLike, as_metric
 from ..evaluate.calibration import BINS
 from ..progress import StepProgress
 from ..sizes import parse_size
-from ..soups.candidates import Candidate, Checkpoints, check_pool, check_separate, is_file, naming, open_candidates
+from ..soups.candidates import (
+    Candidate,
+    Checkpoints,
+    check_pool,
+    check_separate,
+    is_file,
+    naming,
+    nonfinite_note,
+    open_candidates,
+)
 from ..soups.identity import identity_of
 from ..soups.journal import Journal
 from ..soups.logit_cache import LogitCache, factor, mean_dtype
@@ -161,7 +170,10 @@ class Subsets:
     def logits(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Those of one model alone, by set; views, not to be written to."""
         if any(index not in cache for cache in self._caches.values()) and not self._load(index):
-            for name, (logits, labels) in self._pass((index,), "soup", list(self.sets.all)).items():
+            found = self._pass((index,), "soup", list(self.sets.all))
+            if broken := self._chains["soup"].nonfinite:
+                self.notes.append(f"{self.names[index]}: {nonfinite_note(broken)}")
+            for name, (logits, labels) in found.items():
                 cache = self._caches[name]
                 cache.put(index, logits, labels)
                 if self._journal is not None:
@@ -257,6 +269,11 @@ class _Chain:
         # Not added yet: a greedy soup may refuse it.
         with self._naming(last):
             self._averager.preview(self._candidates[last].source, out=self._model)
+
+    @property
+    def nonfinite(self) -> list[str]:
+        """Tensors with NaN or infinities in what was written last."""
+        return self._averager.nonfinite
 
     def _naming(self, index: int) -> AbstractContextManager[None]:
         candidate = self._candidates[index]

@@ -156,6 +156,8 @@ def check_outputs(output: str | None, figure: str | None, overwrite: bool) -> No
         from ..analysis.drawing import check_figure
 
         check_figure(figure)
+        if Path(figure).exists() and not overwrite:
+            raise OutputError("the figure exists; another name or --force", file=figure)
 
 
 def deliver(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +61,7 @@ def calibration(
 
         calibration_figure(found, path)
 
-    check_outputs(None, reliability, False)
+    check_outputs(None, reliability, options["overwrite"])
     _run("calibration", task, checkpoints, make, draw, _calibration_text, **options)
     if reliability is not None and not options["as_json"]:
         print(f"wrote {printable(reliability)}")
@@ -152,7 +151,9 @@ def _run(
         draw(found, figure)
     deliver(found.to_json(), text(found), [*notes, *found.notes], output, figure, as_json)
     if own is not None:
-        shutil.rmtree(own, ignore_errors=True)
+        from ..soups.journal import remove_run
+
+        remove_run(own)
 
 
 def _recordable(sets: Sets, directory: str) -> tuple[str | None, list[str]]:

@@ -20,7 +20,7 @@ def analyze() -> None:
 output = click.option("-o", "--output", metavar="FILE.json", help="Write the numbers as JSON.")
 figure = click.option("--figure", metavar="FILE.svg|.png|.pdf", help="Draw it. Needs matplotlib.")
 memory = click.option("--memory", metavar="SIZE", default="64MiB", help="Limit of the buffers for weights.")
-threads = click.option("--threads", type=int, help="Worker threads. [default: the usable CPUs]")
+threads = click.option("--threads", metavar="N", type=int, help="Worker threads. [default: the usable CPUs]")
 scores = click.option(
     "--scores-file",
     metavar="FILE.json",
@@ -92,7 +92,11 @@ def geometry(checkpoints: tuple[str, ...], **options: Any) -> None:
     task,
     click.option("--grid", metavar="NxM", default="11x11", callback=_grid, help="Points along and across."),
     click.option(
-        "--margin", type=click.FloatRange(min=0), default=0.25, help="Around the models, as a share of the sides."
+        "--margin",
+        metavar="M",
+        type=click.FloatRange(min=0),
+        default=0.25,
+        help="Around the models, as a share of the sides.",
     ),
     click.option(
         "--train",
@@ -202,7 +206,7 @@ def count(checkpoints: tuple[str, ...], task: str, **options: Any) -> None:
     orders,
     orders_seed,
     click.option("--head", metavar="NAME", help="The last layer, a linear one. [default: the task's head]"),
-    click.option("--bins", type=click.IntRange(min=1), default=15, help="Of the calibration error."),
+    click.option("--bins", metavar="N", type=click.IntRange(min=1), default=15, help="Of the calibration error."),
     click.option("--reliability", metavar="FILE.svg|.png|.pdf", help="Draw a reliability diagram, too."),
     metric,
     samples,
@@ -233,7 +237,13 @@ def calibration(checkpoints: tuple[str, ...], task: str, **options: Any) -> None
         default="central",
         help="Of the loss: by differences, or exact but blind to the kinks of ReLU.",
     ),
-    click.option("--step", type=click.FloatRange(min=0, min_open=True, max=0.5), default=0.05, help="Of differences."),
+    click.option(
+        "--step",
+        metavar="H",
+        type=click.FloatRange(min=0, min_open=True, max=0.5),
+        default=0.05,
+        help="Of differences.",
+    ),
     click.option(
         "--highest",
         metavar="RATE",

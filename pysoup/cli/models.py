@@ -76,7 +76,8 @@ def show(made: Soup | Ensemble, output: str, notes: Sequence[str]) -> None:
 def _cost(made: Soup | Ensemble) -> str:
     """Passes over the held-out set and where the time went; reading ahead runs beside the scoring."""
     used, saved = made.passes["used"], made.passes["saved"]
-    passes = f"{used:.4g} passes over the held-out set" + (f", {saved:.4g} saved" if saved > 0 else "")
+    passes = f"{used:.4g} {'pass' if used == 1 else 'passes'} over the held-out set"
+    passes += f", {saved:.4g} saved" if saved > 0 else ""
     parts = {"mix": "mix", "score": "score", "read": "read ahead"}
     return f"{passes}; {', '.join(f'{text} {made.timing[name]:.2f} s' for name, text in parts.items())}"
 

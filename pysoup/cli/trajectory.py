@@ -13,7 +13,7 @@ from .files import summary
 from .models import require_torch, show
 from .recipes import sources_of
 from .text import as_json as to_json
-from .text import table
+from .text import some, table
 
 
 def trajectory(
@@ -38,6 +38,8 @@ def trajectory(
     """Make it, and print what was averaged; of several averages, the score of each."""
     paths, notes = sources_of(checkpoints, entry, None)
     chosen: dict[str, Any] = {"last": last, "end": end, "decay": decay, "classic": classic}
+    if len(paths) > len(checkpoints):  # found in folders or by patterns, and the order matters
+        notes.append(f"in this order: {some([str(path) for path in paths])}")
     found = windows(kind, len(paths), **chosen)
     if task is None:
         if len(found) > 1:

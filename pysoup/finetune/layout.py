@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -78,7 +79,8 @@ def snapshots(directory: Path, index: int, hp: Hyperparameters, outputs: Outputs
     if outputs.checkpoints == EPOCHS:
         on_the_way = [(epoch / hp.epochs, f"{name}_epoch_{epoch:02d}") for epoch in range(1, hp.epochs)]
     else:
-        on_the_way = [(float(share), f"{name}_at_{share!r}") for share in sorted(outputs.checkpoints)]
+        shares = sorted(map(float, outputs.checkpoints))
+        on_the_way = [(s, f"{name}_at_{text}") for s, text in zip(shares, _decimals(shares), strict=True)]
     found = []
     for share, stem in [*on_the_way, (1.0, name)]:
         below = "" if share == 1.0 else EARLIER
@@ -87,6 +89,12 @@ def snapshots(directory: Path, index: int, hp: Hyperparameters, outputs: Outputs
             kind = "" if decay is None else f"ema_{decay!r}"
             found.append(Snapshot(directory / kind / below / f"{stem}.safetensors", share, decay))
     return found
+
+
+def _decimals(shares: Sequence[float]) -> list[str]:
+    """As many decimals for all, so that names sort as the shares do: 0.25, 0.50."""
+    exact = [Decimal(repr(share)) for share in shares]
+    return [format(share, f".{max(-int(one.as_tuple().exponent) for one in exact)}f") for share in exact]
 
 
 def write_summaries(

@@ -5,7 +5,7 @@ addresses. Tensors on devices without kernels go to :mod:`pysoup.reference`, the
 """
 
 from .device import Accelerator, kernels_for, kernels_for_all
-from .dots import Places, PreparedDots, dots, gram
+from .dots import Places, PreparedDots, dots, gram, matrices_of
 from .logits import LOGIT_DTYPES, score_rows
 from .sums import (
     PreparedSum,
@@ -59,6 +59,7 @@ __all__ = [
     "kernels_for",
     "kernels_for_all",
     "largest",
+    "matrices_of",
     "on_host",
     "plain_dtypes",
     "refuse_mixed_devices",

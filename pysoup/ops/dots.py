@@ -84,9 +84,13 @@ def gram(sources: Sequence[Sequence[Tensor]], *, names: Sequence[str] = (), thre
         pairs=True,
     )
     found = _native.run_streamed_dots(plan, threads=_native.threads_or_default(threads), buffer_bytes=0)
-    pairs = torch.frombuffer(found, dtype=torch.float64).view(-1, len(columns[0]))
-    out = torch.empty(len(columns[0]), len(columns), len(columns), dtype=torch.float64)
-    upper = torch.triu_indices(len(columns), len(columns))
+    return matrices_of(torch.frombuffer(found, dtype=torch.float64).view(-1, len(columns[0])), len(columns))
+
+
+def matrices_of(pairs: Tensor, count: int) -> Tensor:
+    """``[S, K, K]``, symmetric, of the products ``[K (K + 1) / 2, S]`` of all pairs of K sources, in order."""
+    out = torch.empty(pairs.shape[1], count, count, dtype=pairs.dtype)
+    upper = torch.triu_indices(count, count)
     out[:, upper[0], upper[1]] = pairs.t()
     out[:, upper[1], upper[0]] = pairs.t()
     return out

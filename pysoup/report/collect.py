@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint.index import natural_key
+from ..checkpoint.index import SUFFIX, natural_key
 from ..errors import SoupError
 from ..record import FORMAT as RECORD
 from ..record import read_json
@@ -243,7 +243,7 @@ def _recorded(path: Path, record: Mapping[str, Any]) -> Model:
     hyperparameters = record.get("hyperparameters")
     seconds = as_number(record.get("seconds"))
     return Model(
-        name=str(path.with_suffix("")),
+        name=str(path.with_suffix(SUFFIX)),  # as recipes name it
         label="",
         scores={HELDOUT: {"score": record.get("score")}},
         hyperparameters=dict(hyperparameters) if isinstance(hyperparameters, Mapping) else {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ _TAKES: dict[str, tuple[list[str], tuple[str, ...]]] = {
 }
 """By recipe: the words of its command, and those of its recorded options that the command has."""
 _NAMES = ("include", "exclude")
+_METRICS = re.compile(r"accuracy|top[0-9]+|nll|macro_f1|mcc")
+"""Those that ``--metric`` takes; a task's own has no name there."""
 _DEFAULTS = {
     "order": "score",
     "accept": ">=",
@@ -52,6 +55,10 @@ def command_of(made: Made) -> str:
         for word in _option(name, made.options[name])
     ]
     task = made.task or "FILE.py:NAME"
+    metric = str(made.trace.get("metric"))
+    # The task's own may be another one. Accuracy is where there is none.
+    if metric != "accuracy" and _METRICS.fullmatch(metric):
+        options = ["--metric", metric, *options]
     return _line(["pysoup", *words, "--task", task, *options, *made.candidates, "-o", made.directory])
 
 

@@ -180,11 +180,11 @@ class Content:
 
 @dataclass
 class Analysis:
-    """A JSON file of ``pysoup analyze`` by its ``name``, and figures (SVG text) beside it."""
+    """A JSON file of ``pysoup analyze`` by its ``name``, and figures (the bytes of each file) beside it."""
 
     name: str
     content: Mapping[str, Any]
-    figures: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, bytes] = field(default_factory=dict)
 
 
 def content_json(content: Content) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def take_demo(directory: Path, results: Mapping[str, Any], models: Sequence[Mode
     scores = {str(entry.get("name")): _scores(results, entry) for entry in _entries(results["models"])}
     own = [model for model in models if Path(model.name).parent == directory / INGREDIENTS]
     for model in own:
-        model.scores = {**scores.get(Path(model.name).name, {}), **model.scores}
+        model.scores = {**scores.get(Path(model.name).stem, {}), **model.scores}
     heldout = results.get("heldout")
     rows = {str(row.get("name")): _scores(results, row) for row in _entries(results["rows"])}
     greedy = next((one for one in made if one.directory == str(directory)), None)

@@ -73,12 +73,12 @@ def evaluate_checkpoints(
     their content, are not scored again. Scores of another metric, model or data are an :class:`OutputError` there
     unless ``overwrite``. Data without a fingerprint is scored each time. Raises :class:`SoupError` as recipes do.
     """
-    file = None if output is None else _file(Path(output))
     asked = None if metric is None else as_metric(metric)
     sets = Sets(task)
     resolved = asked or as_metric(getattr(sets.task, "metric", "accuracy"))
     notes: list[str] = []
     evaluated = open_evaluated(checkpoints, sets.model, entry, integers, notes)
+    file = None if output is None else _file(Path(output))  # after what is likely wrong: nothing is left then
     content = _document(sets, resolved, bins)
     known = _known(file, content, overwrite)
     if file is not None:

@@ -30,6 +30,12 @@ def missing(content: Content, *, evaluated: bool) -> list[str]:
             lines.append(f"the {name}: pysoup {command} --task {task} CHECKPOINT... -o RUN/")
     if not any(made.random_order for made in content.made):
         lines.append(f"random orders: pysoup greedy --order random --seed 0 --task {task} CHECKPOINT... -o RUN/")
+    for analysis in content.analyses:
+        if not analysis.figures and analysis.content.get("analysis") != "compare":
+            name = analysis.name.removesuffix(".json")
+            lines.append(
+                f"the figure of {analysis.name}: pysoup analyze, with --figure {name}.svg or {name}.png beside it"
+            )
     if not content.analyses:
         lines.append("geometry, planes and pairs: pysoup analyze, with -o RUN/NAME.json and --figure RUN/NAME.svg")
     return lines

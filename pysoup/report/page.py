@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from .._version import __version__
+from .analyses import FIGURES, numbers_of
 from .charts import cost_figure, cost_legend, ingredients_map, known_bins, reliability
 from .commands import command_of, evaluate_command
 from .content import Content, Made
@@ -15,11 +16,12 @@ from .drawings import figure1, path_figure
 from .html import Child, Markup, el, join, scrolled, table
 from .interpolated import interpolated_part
 from .learned import learned_part
-from .paths import setting
 from .rows import Bold, TextTable, calibration_table, cost_table, method_table, model_table, step_table
 from .scores import HELDOUT, percent
 
 _MOST_DIAGRAMS = 12
+_FOLDED = 16
+"""Lines of numbers beyond which they are folded away."""
 
 
 def page(content: Content) -> str:
@@ -189,17 +191,14 @@ def _analyses(content: Content) -> list[Child]:
     parts: list[Child] = []
     for analysis in content.analyses:
         parts.append(el("h3", f"{analysis.content.get('analysis')}: {analysis.name}"))
-        for name, text in analysis.figures.items():
+        for name, drawn in analysis.figures.items():
             # An image: whatever is in the file, it cannot run or load anything.
-            data = base64.b64encode(text.encode()).decode()
-            parts.append(el("figure", el("img", src=f"data:image/svg+xml;base64,{data}", alt=name)))
-        plain = [
-            [key, setting(value)]
-            for key, value in analysis.content.items()
-            if isinstance(value, (str, int, float)) and key != "analysis"
-        ]
-        if plain:
-            parts.append(table(f"Numbers of {analysis.name}", ["what", "value"], plain))
+            kind, data = FIGURES[name[-4:]], base64.b64encode(drawn).decode()
+            parts.append(el("figure", el("img", src=f"data:{kind};base64,{data}", alt=name)))
+        if plain := numbers_of(analysis):
+            found = table(f"Numbers of {analysis.name}", ["what", "value"], plain)
+            is_long = len(plain) > _FOLDED
+            parts.append(el("details", el("summary", f"{len(plain)} numbers"), found) if is_long else found)
     return parts
 
 

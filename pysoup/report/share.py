@@ -74,7 +74,7 @@ def share_soup(
     if license is None:
         notes.append(f"the licence field of {FILE_NAME} is yours to fill in, as the ingredients' licences allow")
     content = collect([source]) if (source / RESULTS).exists() or (source / EVALUATIONS).exists() else None
-    files = {FILE_NAME: _card(Path(output), trace, content, license, is_transformers=folder is not None).encode()}
+    files = {FILE_NAME: _card(Path(output), trace, content, license, is_transformers=_is_transformers(folder)).encode()}
     if folder is not None and (dtype := _one_type(soup)) is not None:
         files |= files_for_dtype(folder, dtype)
     metadata = {key: value for key, value in soup.metadata.items() if key != "pysoup.aliases"}
@@ -119,11 +119,15 @@ def _config(given: str | os.PathLike[str] | None, trace: Mapping[str, Any], note
     first = Path(str(ingredients[0])) if isinstance(ingredients, list) and ingredients else None
     # The folder of a sweep has other files: only one with a config is a model's.
     for folder in () if first is None else (first, first.parent):
-        if (folder / "config.json").is_file() and find_carried(folder).names:
+        if _is_transformers(folder) and find_carried(folder).names:
             notes.append(f"config and tokenizer files are those of {folder}")
             return folder
     notes.append("no config and tokenizer files: the first ingredient's directory has none; --config DIR names another")
     return None
+
+
+def _is_transformers(folder: Path | None) -> bool:
+    return folder is not None and (folder / "config.json").is_file()
 
 
 def _one_type(soup: Checkpoint) -> DType | None:

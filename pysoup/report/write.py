@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..checkpoint.output.publish import publish_file, remove, remove_stale, temporary_path
 from ..errors import OutputError, SoupError
-from .collect import collect
+from .collect import EVALUATIONS, RESULTS, TRACE, collect
 from .content import Content
 from .page import page
 from .plain import as_csv, as_json, as_markdown
@@ -35,6 +35,8 @@ def write_report(
         raise SoupError("unknown format of a report", found=repr(kind), expected=" or ".join(FORMATS))
     if target.exists() and not overwrite:
         raise OutputError("the output exists; overwrite=True replaces it", file=target)
+    if target.name in (TRACE, RESULTS, EVALUATIONS):
+        raise OutputError("a report of that name would stand where results do; another name", file=target)
     content = collect([runs] if isinstance(runs, (str, os.PathLike)) else runs)
     text = FORMATS[kind](content)
     temporary = temporary_path(target)

@@ -137,9 +137,12 @@ def duplicates(candidates: Sequence[Candidate]) -> dict[int, int]:
     return found
 
 
-def check_pool(averager: Averager, candidates: Sequence[Candidate]) -> None:
-    """All candidates against the model, by their headers: the last one's fault must not show after hours of scoring."""
-    averager.check({candidate.name: candidate.source for candidate in candidates})
+def check_pool(averager: Averager, candidates: Sequence[Candidate], *, running: bool = True) -> None:
+    """All candidates against the model, by their headers: the last one's fault must not show after hours of scoring.
+
+    ``running``: they are added to a running sum, see :meth:`Averager.check`.
+    """
+    averager.check({candidate.name: candidate.source for candidate in candidates}, running=running)
 
 
 @contextmanager

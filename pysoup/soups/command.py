@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,8 @@ from ..task import HELDOUT_SEED, Task, load_task, seed_draws
 from .candidates import naming, read_heldout
 from .ensemble import Ensemble
 from .files import write_array, write_json
+from .journal import JOURNAL as RECORDED
+from .journal import remove_run
 from .soup import Soup, finite
 
 WEIGHTS, TRACE, RESULTS = "soup.safetensors", "trace.json", "results.json"
@@ -61,7 +62,7 @@ def run_recipe(
     """
     directory = Path(output)
     # A run that ended while it scored the test sets has its journal still, and no results.
-    unfinished = records and (directory / JOURNAL).exists() and not (directory / RESULTS).exists()
+    unfinished = records and (directory / JOURNAL / RECORDED).exists() and not (directory / RESULTS).exists()
     overwrite = overwrite or unfinished
     _check_output(directory, checkpoints, overwrite)
     loaded = load_task(task)
@@ -82,7 +83,8 @@ def run_recipe(
     new = not directory.exists()
     _make(directory)
     try:
-        run, notes = _journal(directory, heldout) if records else (None, [])
+        sets = [heldout, *options.get("also", {}).values(), *options.get("tests", {}).values()]
+        run, notes = _journal(directory, sets) if records else (None, [])
         made = make(checkpoints, model, heldout, resolved, **options, **({"run": run} if records else {}))
         made.notes += notes
     except SoupError as error:
@@ -109,7 +111,7 @@ def run_recipe(
     given = [os.fspath(c.path) if isinstance(c, Checkpoint) else c for c in checkpoints]
     write_json(directory / RESULTS, {"task": task, "checkpoints": given, **results}, overwrite=overwrite)
     if run is not None:
-        shutil.rmtree(run, ignore_errors=True)
+        remove_run(run)
     return made
 
 
@@ -132,10 +134,10 @@ def heldout_sets(tasks: Sequence[str]) -> dict[str, HeldOut]:
     return found
 
 
-def _journal(directory: Path, heldout: HeldOut) -> tuple[Path | None, list[str]]:
+def _journal(directory: Path, sets: Sequence[HeldOut]) -> tuple[Path | None, list[str]]:
     """Where scores are recorded; nowhere, with a note, for data that a later run would not know again."""
     try:
-        _ = heldout.fingerprint
+        _ = [data.fingerprint for data in sets]
     except SoupError as error:
         return None, [f"had it been killed, this run could not have gone on: {error}"]
     return directory / JOURNAL, []

@@ -109,7 +109,7 @@ def interpolate(
     names = NameFilter.of(include, exclude)
     candidates, notes = open_candidates(ends, model, entry, names)
     check_separate(candidates, model)
-    check_pool(Averager(model, **names.options(), integers=integers), candidates)
+    check_pool(Averager(model, **names.options(), integers=integers), candidates, running=False)
     wanted = sorted({*asked, 0.0, 1.0})
     scorer = WeightedScorer(
         model,

@@ -288,6 +288,16 @@ def _make(directory: Path) -> None:
         raise OutputError(f"cannot make the directory: {error.strerror}", file=directory) from error
 
 
+def remove_run(directory: str | os.PathLike[str]) -> None:
+    """Delete what a journal wrote in ``directory``, and this too unless something else is in it: never more, since a
+    directory that was there before may be anybody's."""
+    folder = Path(directory)
+    _remove_arrays(folder / ARRAYS, lambda *_: True)
+    remove(folder / JOURNAL)
+    with suppress(OSError):  # it is not empty
+        folder.rmdir()
+
+
 def _remove_arrays(arrays: Path, unwanted: Callable[[str, str | None], bool]) -> None:
     """Of our own files there, those that are ``unwanted`` by name and number of the run (None: half written)."""
     try:

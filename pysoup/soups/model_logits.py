@@ -26,7 +26,7 @@ class ModelLogits:
 
     def check(self, model: nn.Module) -> None:
         """Raise :class:`IncompatibleError` where one does not fit the model or the others; headers only are read."""
-        check_pool(Averager(model, **names_of(self.candidates), integers=self.integers), self.candidates)
+        check_pool(Averager(model, **names_of(self.candidates), integers=self.integers), self.candidates, running=False)
 
     def of(self, model: nn.Module, heldout: HeldOut, index: int) -> tuple[Tensor, Tensor]:
         """One model's logits ``[N, ...]`` and labels ``[N]``, on the CPU; ``model`` holds it then."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..ops import write
+
 
 class Snapshot:
     """The tensors of a model as they are now, on the CPU; ties stay."""
@@ -17,6 +19,12 @@ class Snapshot:
     def result(self) -> dict[str, Any]:
         """New tensors."""
         return _copied(self._tensors)
+
+    def restore(self, model: nn.Module) -> None:
+        """Write them into the model that they are of."""
+        for name, tensor in model.state_dict().items():
+            if isinstance(tensor, Tensor):
+                write(tensor, self._tensors[name])
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

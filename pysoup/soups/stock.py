@@ -8,19 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..arrays import from_array
 from ..averager import Averager
-from ..checkpoint import Checkpoint
 from ..evaluate import HeldOut, MetricLike, as_heldout, as_metric, run_evaluation
-from ..gram import Matrix
 from ..mixture import Mixture
 from ..names import NameFilter, Patterns
 from ..progress import StepProgress
-from ..stock import check_count, products_of, stock_ratios, stock_row
+from ..stock import check_count, stock_ratios, stock_row
 from .candidates import (
-    Candidate,
     CheckpointLike,
     Checkpoints,
     check_pool,
@@ -75,7 +71,7 @@ def model_stock(
     candidates, notes = open_candidates(_with_start(start, checkpoints), model, entry, names)
     check_count(len(candidates) - 1)
     check_separate(candidates, model)
-    check_pool(Averager(model, **names_of(candidates), integers=integers), candidates)
+    check_pool(Averager(model, **names_of(candidates), integers=integers), candidates, running=False)
     data = None if heldout is None else as_heldout(heldout)
     if data is not None:
         read_heldout(data)
@@ -84,7 +80,7 @@ def model_stock(
     with naming("loading Model Stock", "the model may hold part of it", file=True):
         with Mixture(model, sources, **names_of(candidates), integers=integers, memory=memory, threads=threads) as one:
             chosen = one.names
-        cosines, ratios = stock_ratios(_products(candidates, chosen, memory, threads))
+            cosines, ratios = stock_ratios(dict(zip(chosen, one.gram().tolist(), strict=True)))
         rows = [stock_row(ratios[name], len(candidates) - 1) for name in chosen]
         with Mixture(
             model,
@@ -131,27 +127,3 @@ def _with_start(start: CheckpointLike, checkpoints: Checkpoints) -> Checkpoints:
     if isinstance(checkpoints, Sequence) and not isinstance(checkpoints, (str, bytes)):
         return [start, *checkpoints]
     return [start, checkpoints]
-
-
-def _products(
-    candidates: Sequence[Candidate], names: Sequence[str], memory: str | int, threads: int | None
-) -> dict[str, Matrix]:
-    """The inner products of each of the model's tensors ``names``: streamed from files, or of tensors in memory."""
-    files = [c.source for c in candidates if isinstance(c.source, Checkpoint)]
-    if len(files) == len(candidates):
-        found = products_of(files, memory=memory, threads=threads).tensors
-        return {name: found[name if name in found else files[0].aliases.get(name, name)] for name in names}
-    return {name: _product(torch.stack([_flat(c, name) for c in candidates])) for name in names}
-
-
-def _product(rows: Tensor) -> Matrix:
-    return [[float(value) for value in row] for row in (rows @ rows.T).tolist()]
-
-
-def _flat(candidate: Candidate, name: str) -> Tensor:
-    """One tensor in f64, flat; a complex one as pairs of reals."""
-    source = candidate.source
-    value = source.tensor(name) if isinstance(source, Checkpoint) else source[name]
-    tensor = value if isinstance(value, Tensor) else from_array(value, name, candidate.name)
-    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-    return tensor.detach().cpu().double().reshape(-1)

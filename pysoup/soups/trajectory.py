@@ -57,9 +57,10 @@ def trajectory_soup(
     needed, and the best one is taken (ties: the one that comes first).
 
     ``training`` is training data: with it the statistics of BatchNorm are estimated anew (SWA, Izmailov et al. 2018,
-    arXiv 1803.05407) before every score, and are part of what :meth:`Soup.save` writes. ``integers`` are by default the
-    largest, which is those of the latest checkpoint where they count steps. The model then holds the soup. The other
-    arguments and errors are as in :func:`uniform_soup`.
+    arXiv 1803.05407) before every score, and are part of what :meth:`Soup.save` writes. Its batches are applied as
+    those of ``heldout``; the average that is taken has the statistics that it was scored with. ``integers`` are by
+    default the largest, which is those of the latest checkpoint where they count steps. The model then holds the soup.
+    The other arguments and errors are as in :func:`uniform_soup`.
     """
     resolved, names = as_metric(metric), NameFilter.of(include, exclude)
     candidates, notes = open_candidates(checkpoints, model, entry, names)
@@ -67,7 +68,7 @@ def trajectory_soup(
     if heldout is None and len(found) > 1:
         raise SoupError("several averages to choose from need held-out data", found=f"{len(found)} averages")
     check_separate(candidates, model)
-    check_pool(Averager(model, **names_of(candidates), integers=integers), candidates)
+    check_pool(Averager(model, **names_of(candidates), integers=integers), candidates, running=False)
     scorer = WeightedScorer(
         model,
         candidates,
@@ -78,13 +79,21 @@ def trajectory_soup(
         progress=progress,
         evaluations=len(found),
     )
-    tried = []
-    if heldout is not None:
-        tried = [(window, scorer.score(window.weights, window.text)) for window in found]
-    chosen, point = (found[0], None) if not tried else min(tried, key=lambda one: resolved.sort_key(one[1].score))
+    tried: list[tuple[Window, Point]] = []
+    chosen, point, kept = found[0], None, None
+    for window in found if heldout is not None else ():
+        one = scorer.score(window.weights, window.text)
+        tried.append((window, one))
+        if point is None or resolved.sort_key(one.score) < resolved.sort_key(point.score):
+            chosen, point = window, one
+            # Shuffled training data would give other statistics than those that were scored.
+            kept = Snapshot(model) if training is not None and len(found) > 1 else None
     if point is not None and math.isnan(point.score):
         raise SoupError("nothing to choose: every average scores NaN", left="the model holds one of them")
-    nonfinite = point.nonfinite if point is not None and len(tried) == 1 else scorer.write(chosen.weights, chosen.text)
+    if kept is not None:
+        kept.restore(model)
+    is_there = kept is not None or len(tried) == 1
+    nonfinite = point.nonfinite if point is not None and is_there else scorer.write(chosen.weights, chosen.text)
     members = [index for index, weight in enumerate(chosen.weights) if weight]
     return TrajectorySoup(
         recipe=kind,

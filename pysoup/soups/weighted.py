@@ -11,7 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import SoupError
-from ..evaluate import Accumulator, HeldOut, Metric, as_heldout, as_metric, recalibrate_batchnorm, run_evaluation
+from ..evaluate import (
+    Accumulator,
+    Forward,
+    HeldOut,
+    Metric,
+    as_heldout,
+    as_metric,
+    default_forward,
+    recalibrate_batchnorm,
+    run_evaluation,
+)
 from ..load import average_into
 from ..progress import StepProgress
 from .candidates import Candidate, names_of, naming, read_heldout
@@ -52,7 +62,8 @@ class WeightedScorer:
     """Scores averages of ``candidates`` with any weights, on ``heldout`` and the sets ``also``; ``tests`` for reports.
 
     Each is one fused pass over the ingredients of weight other than 0. With ``training`` data, BatchNorm statistics are
-    estimated anew before it is scored. ``journal``, which may be set at any time, keeps what was scored.
+    estimated anew before it is scored; its batches are applied as those of ``heldout``. ``journal``, which may be set
+    at any time, keeps what was scored.
     """
 
     def __init__(
@@ -72,6 +83,8 @@ class WeightedScorer:
         self.model = model
         self.candidates = list(candidates)
         self.metric = metric
+        if HELDOUT in (also or {}):
+            raise SoupError("one of the further held-out sets needs another name", found=repr(HELDOUT))
         self.sets = {} if heldout is None else {HELDOUT: as_heldout(heldout)}
         self.sets |= {str(name): as_heldout(data) for name, data in (also or {}).items()}
         self.tests = {str(name): as_heldout(data) for name, data in (tests or {}).items()}
@@ -95,9 +108,16 @@ class WeightedScorer:
             found = average_into(self.model, sources, weights, **names_of(self.candidates), integers=self._integers)
         if self.training is not None:
             with naming(f"estimating the BatchNorm statistics of {name}", "the model holds it"):
-                recalibrate_batchnorm(self.model, self.training)
+                recalibrate_batchnorm(self.model, self.training, self._training_forward())
         self.timing["mix"] += time.perf_counter() - started
         return tuple(found)
+
+    def _training_forward(self) -> Forward | None:
+        """Training data is applied as held-out data is, as in :class:`pysoup.Sweep`, unless it brings its own way."""
+        heldout = self.sets.get(HELDOUT)
+        if heldout is None or heldout.forward is default_forward or isinstance(self.training, HeldOut):
+            return None
+        return heldout.forward
 
     def score(self, weights: Sequence[float], name: str) -> Point:
         """The average with these weights, scored on all sets; recalled where the journal knows all of it."""
