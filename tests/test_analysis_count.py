@@ -143,7 +143,7 @@ def test_files_and_state_dicts_give_one_curve(
 ) -> None:
     for number, state in enumerate(models):
         save_state_dict(state, tmp_path / f"{number}.safetensors")
-    found = count_curve(Sets(Blobs()), tmp_path, orders=3, seed=2, memory=1)
+    found = count_curve(Sets(Blobs()), tmp_path, orders=3, seed=2, logit_memory=1)
     assert found.curves == curve.curves
 
 

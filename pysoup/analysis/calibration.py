@@ -89,21 +89,21 @@ def calibration_curve(
     run: str | os.PathLike[str] | None = None,
     entry: str | None = None,
     integers: str = "auto",
-    memory: int | str | None = None,
+    logit_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> CalibrationCurve:
     """Calibration error, accuracy and likelihood of the soup and the ensemble of the first 1, 2, ..., K models.
 
-    Over random ``orders`` as in :func:`count_curve`, whose ``run``, ``memory`` and cost these are: a pass over all sets
-    for each model and each soup. ``head`` names the model's last layer, where that is linear (by default the task's
-    ``head``, if it is): with it there is also the soup of ingredients whose logits were calibrated, by scaling that
-    layer, before they were averaged; it costs no further pass. ``metric`` picks the single model that is shown in the
-    reliability diagram. Raises :class:`SoupError` where the models do not give logits of classes.
+    Over random ``orders`` as in :func:`count_curve`, whose ``run``, ``logit_memory`` and cost these are: a pass over
+    all sets for each model and each soup. ``head`` names the model's last layer, where that is linear (by default the
+    task's ``head``, if it is): with it there is also the soup of ingredients whose logits were calibrated, by scaling
+    that layer, before they were averaged; it costs no further pass. ``metric`` picks the single model that is shown in
+    the reliability diagram. Raises :class:`SoupError` where the models do not give logits of classes.
     """
     orders, seed = whole_number("orders", orders, least=1), whole_number("seed", seed)
     sets = chosen(task if isinstance(task, Sets) else Sets(task))
     layer, notes = _last_layer(sets, head)
-    options: dict[str, Any] = {"entry": entry, "integers": integers, "memory": memory, "progress": progress}
+    options: dict[str, Any] = {"entry": entry, "integers": integers, "memory": logit_memory, "progress": progress}
     subsets = Subsets(sets, checkpoints, metric, head=layer, bins=bins, **options)
     count = len(subsets.candidates)
     positions = random_positions(count, orders, seed)

@@ -70,7 +70,7 @@ def count_curve(
     run: str | os.PathLike[str] | None = None,
     entry: str | None = None,
     integers: str = "auto",
-    memory: int | str | None = None,
+    logit_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> CountCurve:
     """Score :data:`METHODS` with the first 1, 2, ..., K models of random ``orders`` (with ``seed`` and those after it).
@@ -78,13 +78,13 @@ def count_curve(
     Each model takes one pass over all sets of ``task``, and each uniform soup one more: sums of weights and of logits
     go on from n to n + 1. A greedy soup takes a pass over the held-out set for each model, and one over the others when
     it keeps it. Selection sees the held-out set alone. ``run`` is a directory for what was scored: a run that was
-    killed goes on from there, and :func:`calibration_curve` of the same models finds it too. ``memory`` (``None``: no
-    limit) is for the logits of single models. The task's model holds one of the soups afterwards. Raises
+    killed goes on from there, and :func:`calibration_curve` of the same models finds it too. ``logit_memory``
+    (``None``: no limit) is for the logits of single models. The task's model holds one of the soups afterwards. Raises
     :class:`SoupError`.
     """
     orders, seed = whole_number("orders", orders, least=1), whole_number("seed", seed)
     sets = chosen(task if isinstance(task, Sets) else Sets(task))
-    subsets = Subsets(sets, checkpoints, metric, entry=entry, integers=integers, memory=memory, progress=progress)
+    subsets = Subsets(sets, checkpoints, metric, entry=entry, integers=integers, memory=logit_memory, progress=progress)
     positions = random_positions(len(subsets.candidates), orders, seed)
     found: list[dict[str, list[Described]]] = []
     kept: list[list[int]] = []

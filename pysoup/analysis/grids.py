@@ -100,7 +100,7 @@ def grid_ends(
     run: str | os.PathLike[str] | None = None,
     entry: str | None = None,
     integers: str = "auto",
-    memory: int | str | None = None,
+    logit_memory: int | str | None = None,
     progress: StepProgress | None = None,
 ) -> Grids:
     """Score every one-dimensional grid among ``checkpoints``, by the records beside them: single models and the average
@@ -109,7 +109,7 @@ def grid_ends(
     The other options are those of :func:`count_curve`. Raises :class:`SoupError` where there is no grid of three.
     """
     sets = chosen(task if isinstance(task, Sets) else Sets(task))
-    subsets = Subsets(sets, checkpoints, metric, entry=entry, integers=integers, memory=memory, progress=progress)
+    subsets = Subsets(sets, checkpoints, metric, entry=entry, integers=integers, memory=logit_memory, progress=progress)
     grids = find_grids([read_record(c.name) if is_file(c) else None for c in subsets.candidates])
     if not grids:
         what = f"no {LEAST} of the checkpoints differ in one hyperparameter alone"

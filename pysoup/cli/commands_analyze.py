@@ -20,6 +20,9 @@ def analyze() -> None:
 output = click.option("-o", "--output", metavar="FILE.json", help="Write the numbers as JSON.")
 figure = click.option("--figure", metavar="FILE.svg|.png|.pdf", help="Draw it. Needs matplotlib.")
 memory = click.option("--memory", metavar="SIZE", default="64MiB", help="Limit of the buffers for weights.")
+logit_memory = click.option(
+    "--logit-memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file."
+)
 threads = click.option("--threads", metavar="N", type=int, help="Worker threads. [default: the usable CPUs]")
 scores = click.option(
     "--scores-file",
@@ -154,7 +157,7 @@ def angles(checkpoints: tuple[str, ...], task: str, base: str, **options: Any) -
     task,
     pairs_drawn,
     pairs_seed,
-    click.option("--logit-memory", metavar="SIZE", help="Of cached logits; beyond that, a temporary file."),
+    logit_memory,
     samples,
     scores,
     memory,
@@ -185,9 +188,6 @@ metric = click.option(
 )
 orders = click.option("--orders", metavar="N", type=click.IntRange(min=1), default=3, help="Random orders.")
 orders_seed = click.option("--seed", type=int, default=0, help="Of the first order; the others have the next ones.")
-logit_memory = click.option(
-    "--memory", metavar="SIZE", help="Of cached logits, such as 2GiB; beyond that, a temporary file."
-)
 
 
 @analysis(task, orders, orders_seed, metric, samples, tests, run_kept, logit_memory, integers, best)

@@ -58,6 +58,8 @@ def share_soup(
     :class:`OutputError` where ``output`` has files, unless ``overwrite``.
     """
     source = Path(run)
+    if not source.is_dir():
+        raise SoupError("no such directory", file=source)
     trace = read_json(source / TRACE)
     if trace is None or "recipe" not in trace:
         raise SoupError("not the directory of a recipe", file=source, expected=f"{WEIGHTS} and {TRACE}")
