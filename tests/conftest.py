@@ -93,3 +93,15 @@ def _seeded() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _tasks_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Task files that a test file writes and loads are gone after it: another one has a ``task.py`` of its own."""
+    path, known = list(sys.path), set(sys.modules)
+    folder = str(tmp_path_factory.getbasetemp())
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - known:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(folder):
+            del sys.modules[name]
