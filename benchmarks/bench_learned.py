@@ -261,7 +261,7 @@ def main() -> None:
         if not args.keep:
             shutil.rmtree(folder, ignore_errors=True)
     parameters = sum(tensor.numel() for tensor in model.state_dict().values())
-    told = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    told = {key: value for key, value in vars(args).items() if not isinstance(value, Path)}
     save(
         args.name,
         {"machine": info, "args": told, "parameters": parameters, "goals": rows, "seconds": seconds, "bytes": used},

@@ -48,6 +48,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "memory": lambda: tables.older_block("memory"),
     "logits": lambda: tables.older_block("logits"),
     "files": lambda: tables.older_block("files"),
+    "mixture": lambda: tables.steps_block("mixture"),
+    "learned": lambda: tables.steps_block("learned"),
     "cuda": tables.cuda_block,
     "demo": demo_block,
 }

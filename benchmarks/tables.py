@@ -240,6 +240,19 @@ def older_block(name: str) -> str:
     return "\n".join([where(result), "", goals_table(result["goals"]), "", *table(head, rows)])
 
 
+def steps_block(name: str) -> str:
+    """The machine, the goals and the medians of bench_mixture.py and bench_learned.py."""
+    result = load(name)
+    if result is None:
+        return NOT_YET
+    rows = [
+        [what, *(f"{times[key] * 1e3:.0f} ms" for key in ("median", "best"))]
+        for what, times in result["seconds"].items()
+    ]
+    parts = [where(result), "", goals_table(result["goals"]), "", *table(["what", "median", "best"], rows, left=1)]
+    return "\n".join(parts)
+
+
 def _by_time(group: Json) -> list[tuple[str, Any]]:
     return sorted(group.items(), key=lambda item: item[1]["median"])
 
