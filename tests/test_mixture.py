@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mixed_models import Net, gradients, granules, saved, states
 from oracle import BY_TORCH, accumulator, one_element, same_bits
-from safetensors.torch import save_file
 from test_dots import by_the_contract
 from torch import Tensor, nn
 
 from pysoup import (
-    CheckpointError,
-    IncompatibleError,
-    SoupError,
-    WeightsError,
     _native,
     load_soup_,
     open_checkpoint,
@@ -28,58 +23,6 @@ from pysoup.mixture import Mixture
 
 PLACES = ("files", "memory", "device")
 WEIGHTS = [[0.25, -1.5, 0.3, 0.0], [0.0, 0.0, 0.7, 0.1], [1.0, 1.0, 1.0, 1.0]]
-
-
-class Net(nn.Module):
-    """A tied pair, buffers with and without a mean, a 0-dim parameter, a channels-last weight, one of several tiles."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.head = nn.Linear(6, 11, bias=False)
-        self.head.weight = self.embed.weight
-        self.conv = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
-        self.norm = nn.BatchNorm1d(6)
-        self.scale = nn.Parameter(torch.tensor(1.0))
-        self.large = nn.Linear(131, 127, bias=False)
-
-
-def states(count: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Tied names are one tensor; an ingredient's number of batches is its index."""
-    made = []
-    for k in range(count):
-        generator = torch.Generator().manual_seed(seed + k)
-        state = Net().state_dict()
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                state[name] = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(dtype)
-        state["head.weight"] = state["embed.weight"]
-        state["norm.num_batches_tracked"] = torch.tensor(k)
-        made.append(state)
-    return made
-
-
-def saved(directory: Path, given: Sequence[dict[str, Tensor]]) -> list[tuple[str, Any]]:
-    """In two formats, alternating; safetensors has one of the tied names."""
-    sources = []
-    for k, state in enumerate(given):
-        path = directory / f"{k}.{'pt' if k % 2 else 'safetensors'}"
-        if k % 2:
-            torch.save(state, path)
-        else:
-            save_file({n: t.contiguous() for n, t in state.items() if n != "head.weight"}, path)
-        sources.append((path.name, open_checkpoint(path)))
-    return sources
-
-
-def granules(names: Sequence[str]) -> list[list[str]]:
-    """Three: in turn, so that none is a run of neighbours."""
-    return [list(names[g::3]) for g in range(3)]
-
-
-def gradients(names: Sequence[str], state: dict[str, Tensor], seed: int = 9) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(state[name].shape, generator=generator) for name in names]
 
 
 def mixed_by_the_law(values: Sequence[Tensor], weights: Sequence[float], out: torch.dtype) -> Tensor:
@@ -295,69 +238,6 @@ def test_autograd_is_told_and_buffers_follow(tmp_path: Path) -> None:
         assert mixture.mixed()[mixture.names.index("large.weight")].data_ptr() == model.large.weight.data_ptr()
 
 
-def test_granules_must_be_a_partition(tmp_path: Path) -> None:
-    model, sources = nn.Linear(2, 2), [("a", nn.Linear(2, 2).state_dict())]
-    for wrong, text in (
-        ([["weight"]], "'bias'.*in no granule"),
-        ([["weight"], ["bias", "weight"]], "'weight'.*in two granules"),
-        ([["weight", "bias", "other"]], "'other'.*not an averaged tensor"),
-        (["weight", "bias"], "a granule is a list of names"),
-    ):
-        with pytest.raises(IncompatibleError, match=text):
-            Mixture(model, sources, wrong)
-    with pytest.raises(SoupError, match="not a place"):
-        Mixture(model, sources, place="disk")
-    with pytest.raises(SoupError, match="nothing to mix"):
-        Mixture(model, [])
-
-
-def test_weights_and_gradients_that_do_not_fit_are_refused() -> None:
-    model = nn.Linear(2, 2)
-    with Mixture(model, [(name, nn.Linear(2, 2).state_dict()) for name in "ab"]) as mixture:
-        before = [t.clone() for t in mixture.mixed()]
-        for weights in ([1.0], [[1.0, 0.0], [1.0, 0.0]], [], "ab", [[1.0, [2.0]]]):
-            with pytest.raises(WeightsError):
-                mixture.write(weights)
-        with pytest.raises(WeightsError, match="weight 2 of granule 1 is not finite"):
-            mixture.write([0.0, float("nan")])
-        assert all(map(torch.equal, mixture.mixed(), before))
-        good = [torch.ones(2, 2), torch.ones(2)]
-        for gradient, text in (
-            (good[:1], "number of gradients"),
-            ([torch.ones(2, 3), good[1]], "'weight'.*shape"),
-            ([good[0].long(), good[1]], "'weight'.*dtype"),
-            ([good[0].to(torch.complex64), good[1]], "'weight'.*dtype"),
-            ([good[0].to_sparse(), good[1]], "'weight'.*sparse"),
-        ):
-            with pytest.raises(IncompatibleError, match=text):
-                mixture.dots(gradient)
-
-
-def test_a_model_whose_tensors_were_replaced_is_refused() -> None:
-    model = nn.Linear(2, 2)
-    with Mixture(model, [("a", nn.Linear(2, 2).state_dict())]) as mixture:
-        model.weight = nn.Parameter(torch.ones(2, 2))
-        with pytest.raises(SoupError, match="were replaced"):
-            mixture.write([1.0])
-
-
-def test_a_closed_mixture_is_refused(tmp_path: Path) -> None:
-    model = nn.Linear(2, 2)
-    with Mixture(model, [("a", nn.Linear(2, 2).state_dict())]) as mixture:
-        pass
-    for use in (lambda: mixture.write([1.0]), lambda: mixture.dots([None, None]), mixture.gram):
-        with pytest.raises(SoupError, match="the mixture is closed"):
-            use()
-
-
-def test_ingredients_that_a_write_would_change_are_refused() -> None:
-    model, other = nn.Linear(2, 2), nn.Linear(2, 2).state_dict()
-    own = {"weight": model.weight.detach().t(), "bias": other["bias"]}
-    for place in PLACES:
-        with pytest.raises(IncompatibleError, match="mine: tensor 'weight': shares memory with the model"):
-            Mixture(model, [("other", other), ("mine", own)], place=place)
-
-
 def test_all_pairs_have_the_bits_of_files_for_any_place_memory_and_threads(tmp_path: Path) -> None:
     given = states(3)
     sources = saved(tmp_path, given)
@@ -371,74 +251,3 @@ def test_all_pairs_have_the_bits_of_files_for_any_place_memory_and_threads(tmp_p
         assert same_bits(found, ops.gram([[state[name] for name in names] for state in given])), options
     rows = torch.stack([given[k]["large.weight"].double().flatten() for k in range(3)])
     torch.testing.assert_close(found[names.index("large.weight")], rows @ rows.T, rtol=1e-12, atol=1e-9)
-
-
-def test_ingredients_must_fit_the_model(tmp_path: Path) -> None:
-    given = states(2)
-    given[1]["large.weight"] = given[1]["large.weight"][:, :3].clone()
-    with pytest.raises(IncompatibleError, match=r"1\.pt.*'large.weight'.*shape"):
-        Mixture(Net(), saved(tmp_path, given))
-    counts = [torch.tensor([1, 2]), torch.tensor([1, 3])]
-
-    class Counting(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(2, 2)
-            self.register_buffer("seen", torch.zeros(2, dtype=torch.long))
-
-    pairs = [(str(k), {**Counting().state_dict(), "seen": count}) for k, count in enumerate(counts)]
-    with pytest.raises(IncompatibleError, match="'seen'"):
-        Mixture(Counting(), pairs)
-
-
-def test_a_file_cut_short_is_named_with_its_tensor(tmp_path: Path) -> None:
-    given = states(3)
-    sources = saved(tmp_path, given)
-    with Mixture(Net(), sources, integers="first") as mixture:
-        mixture.write([1.0, 1.0, 1.0])
-        wanted = gradients(mixture.names, given[0])
-        os.truncate(tmp_path / "2.safetensors", (tmp_path / "2.safetensors").stat().st_size // 2)
-        with pytest.raises(CheckpointError, match=r"2\.safetensors.*tensor.*model holds part"):
-            mixture.write([1.0, 1.0, 1.0])
-        with pytest.raises(CheckpointError, match=r"2\.safetensors.*tensor"):
-            mixture.dots(wanted)
-
-
-def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
-    given = states(2)
-    with Mixture(Net(), saved(tmp_path, given), integers="first") as mixture:
-        with open(tmp_path / "0.safetensors", "r+b") as file:
-            file.seek(-4, os.SEEK_END)
-            file.write(b"\0\0\0\0")
-        os.utime(tmp_path / "0.safetensors", (1, 1))
-        with pytest.raises(CheckpointError, match=r"0\.safetensors.*changed"):
-            mixture.dots(gradients(mixture.names, given[0]))
-        with pytest.raises(CheckpointError, match=r"0\.safetensors.*changed"):
-            mixture.write([1.0, 1.0])
-
-
-def test_too_little_memory_is_refused(tmp_path: Path) -> None:
-    given = states(3)
-    sources = saved(tmp_path, given)
-    with pytest.raises(SoupError, match="memory is too small"):
-        Mixture(Net(), sources, integers="first", memory=900)
-    with Mixture(Net(), sources, integers="first", memory=5000) as mixture:
-        mixture.write([1.0, 1.0, 1.0])
-        with pytest.raises(SoupError, match="memory is too small"):
-            mixture.dots(gradients(mixture.names, given[0]))
-
-
-def test_no_file_stays_open(tmp_path: Path) -> None:
-    def is_open() -> bool:
-        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-        return any(str(tmp_path) in os.path.realpath(link) for link in links)
-
-    mixture = Mixture(Net(), saved(tmp_path, states(2)), integers="first")
-    assert is_open()
-    mixture.close()
-    assert not is_open()
-    with Mixture(Net(), saved(tmp_path, states(2)), integers="first", place="memory") as mixture:
-        assert mixture.place == "memory"
-        assert not is_open()
-        for path in tmp_path.iterdir():
-            path.unlink()
-        assert mixture.write([0.5, 0.5]) == []

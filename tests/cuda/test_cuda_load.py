@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import mixed_models
 import pytest
 import torch
 from devices import Device, Emulated
@@ -19,18 +20,11 @@ from pysoup.load import average_into
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-class Net(nn.Module):
-    """A tied pair, a buffer without a mean, a 0-dim parameter, a channels-last weight, one larger than a small ring."""
+class Net(mixed_models.Net):
+    """With one matrix that is larger than a small ring."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(11, 6)
-        self.head = nn.Linear(6, 11, bias=False)
-        self.head.weight = self.embed.weight
-        self.conv = nn.Conv2d(3, 5, 3).to(memory_format=torch.channels_last)
-        self.norm = nn.BatchNorm1d(6)
-        self.scale = nn.Parameter(torch.tensor(1.0))
-        self.large = nn.Linear(301, 203)
+        super().__init__(nn.Linear(301, 203))
 
 
 def models(count: int, dtype: torch.dtype = torch.float32) -> list[Net]:
